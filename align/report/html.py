@@ -116,11 +116,10 @@ def _column(report: Report, measure: str) -> Json:
         pictures = {name: plots.dot(e, 0.0, 1.0, 0.5) for name, e in estimates.items()}
         ends = (f"{reference} wins", "even", "stage wins")
     elif measure == report.headline:
-        low = 0.0 if share else min(0.0, *(e.value for e in found))
-        high = 1.0 if share else max(e.value for e in found)
+        low, high = plots.axis(found, end=float(share))
         guided = estimates.get(reference)
         guide = guided.value if guided else None
-        pictures = {name: plots.bar(e, low, high if high > low else low + 1, guide) for name, e in estimates.items()}
+        pictures = {name: plots.bar(e, low, high, guide) for name, e in estimates.items()}
         ends = (summary.number(low, share).removesuffix(".0"), summary.number(high, share).removesuffix(".0"))
     cells = {
         name: {

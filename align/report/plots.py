@@ -27,6 +27,13 @@ LARGEST, SMALLEST = 1e100, 1e-80
 """Of what is drawn: sums and differences of such numbers are numbers, and what lies closer together is one height."""
 
 
+def axis(estimates: Iterable[Estimate], end: float = 0.0) -> tuple[float, float]:
+    """The ends of an axis that holds 0, where bars start, `end`, and all of the estimates with their intervals."""
+    at = [at for e in estimates for at in (e.value, *(e.interval or ())) if drawable(at)]
+    low, high = min([0.0, *at]), max([end, *at])
+    return low, high if high > low else low + 1.0
+
+
 def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * min(1.0, max(0.0, (value - low) / ((high - low) or 1.0))):.2f}%"
 
@@ -36,7 +43,7 @@ def _guide(x: str, kind: str) -> str:
 
 
 def _whisker(estimate: Estimate, low: float, high: float) -> str:
-    if not estimate.interval:
+    if not estimate.interval or not drawable(*estimate.interval):
         return ""
     left, right = (_percent(end, low, high) for end in estimate.interval)
     caps = "".join(f'<line x1="{x}" x2="{x}" y1="{ROW / 2 - 4}" y2="{ROW / 2 + 4}"/>' for x in (left, right))
@@ -44,12 +51,14 @@ def _whisker(estimate: Estimate, low: float, high: float) -> str:
 
 
 def bar(estimate: Estimate | None, low: float, high: float, guide: float | None = None) -> Markup:
-    """A bar from `low` to the value with its interval; `guide` marks the reference's value in every row."""
-    parts = [_guide(_percent(guide, low, high), "guide")] if guide is not None else []
+    """A bar from 0, where a line stands if it is not the left end, to the value with its interval; `guide` marks the
+    reference's value in every row."""
+    parts = [_guide(_percent(0.0, low, high), "grid")] if low < 0 else []
+    parts += [_guide(_percent(guide, low, high), "guide")] if guide is not None else []
     if estimate:
-        parts += [
-            f'<rect class="bar" x="0" y="8" width="{_percent(estimate.value, low, high)}" height="{ROW - 16}" rx="2"/>'
-        ]
+        start, end = sorted((0.0, estimate.value))
+        at, width = _percent(start, low, high), _percent(end - start, 0.0, high - low)
+        parts += [f'<rect class="bar" x="{at}" y="8" width="{width}" height="{ROW - 16}" rx="2"/>']
         parts += [_whisker(estimate, low, high)]
     return Markup(f'<svg class="cell" height="{ROW}" aria-hidden="true">{"".join(parts)}</svg>')
 

@@ -150,7 +150,7 @@ def test_page_shows_the_numbers_of_the_data():
 def test_bars_are_as_long_as_their_values():
     """gold is drawn on 0 to 1: a bar of p % for each row, in order; the guide stands at the reference's 52.1 %."""
     source = html(REPORT)
-    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', source) == [
+    assert re.findall(r'class="bar" x="0.00%" y="8" width="([\d.]+)%"', source) == [
         "31.20",
         "52.10",
         "70.30",
@@ -458,11 +458,45 @@ def test_legend_explains_rows_and_columns():
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
-    """A reward model's score is not of 100: bars start at 0 or at the lowest value below it."""
+    """A reward model's score is not of 100: bars start at 0, to the left where the value is below it."""
     report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0}, headline="gold")
     assert summary.verdict(report) == "Best by gold: ppo 3.00; sft has -1.00."
-    assert re.findall(r'class="bar" x="0" y="8" width="([\d.]+)%"', html(report)) == ["0.00", "100.00"]
-    assert "█" not in table(report)
+    drawn = re.findall(r'class="bar" x="([\d.]+)%" y="8" width="([\d.]+)%"', html(report))
+    assert drawn == [("0.00", "25.00"), ("25.00", "75.00")] and '"grid" x1="25.00%"' in html(report)
+    assert "█" not in table(report) and not re.search(r'"grid" x1="[\d.]+%"', html(REPORT))
+
+
+def ends_drawn(source: str) -> list[tuple[float, float]]:
+    found = re.findall(r'class="whisker"><line x1="([\d.]+)%" x2="([\d.]+)%"', source)
+    return [(float(left), float(right)) for left, right in found]
+
+
+def test_whiskers_end_where_their_intervals_do():
+    """The axis holds every interval: from -0.592 to 1.95, of which the others' ends are (end + 0.592) / 2.542. Negative
+    control: on an axis of the values alone, both ends would stand at the border, as those of a longer interval."""
+    reward = {
+        "sft/reward": 0.31,
+        "sft/reward_ci95": [-0.592, 1.212],
+        "ppo/reward": 1.57,
+        "ppo/reward_ci95": [1.19, 1.95],
+    }
+    source = html(Report("t", ["sft", "ppo"], reward, headline="reward"))
+    assert ends_drawn(source) == [(0.0, 70.97), (70.1, 100.0)]
+    assert "<span>-0.592</span><span>1.95</span>" in source
+    clipped = (str(plots.bar(Estimate(1.57, ends), 0.0, 1.57)) for ends in ((-0.592, 1.95), (-2.0, 9.0)))
+    assert [ends_drawn(one) for one in clipped] == [[(0.0, 100.0)]] * 2
+
+
+def test_a_share_whose_interval_is_none_is_drawn_whole():
+    """A mean over prompts of which some are below 0 lies in [0, 1], its interval need not."""
+    gold = {"sft/gold": 0.1, "sft/gold_ci95": [-0.25, 0.45], "ppo/gold": 0.9, "ppo/gold_ci95": [0.8, 1.0]}
+    source = html(Report("t", ["sft", "ppo"], gold, headline="gold", judged=["gold"]))
+    assert ends_drawn(source) == [(0.0, 56.0), (84.0, 100.0)] and "<span>-25</span><span>100</span>" in source
+
+
+def test_an_interval_without_ends_is_not_drawn():
+    assert ends_drawn(str(plots.bar(Estimate(0.5, (-math.inf, math.inf)), 0.0, 1.0))) == []
+    assert plots.axis([Estimate(0.5, (-math.inf, 0.75))]) == (0.0, 0.75) and plots.axis([]) == (0.0, 1.0)
 
 
 def test_missing_and_infinite_values_are_left_out():
