@@ -134,3 +134,29 @@ def legend(report: summary.Report) -> str:
     text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
     text.append("Where two overlap, they are not told apart by it")
     return ". ".join(text) + "."
+
+
+def others(report: summary.Report) -> str:
+    """What the measures are that stand beside the headline and the win rate; empty where there are none."""
+    there = [measure for measure in summary.measures(report) if not summary.is_main(report, measure)]
+    meant = {
+        "kl": f"is how far answers have moved from {report.reference}, in nats per answer",
+        "eos_rate": "says how many answers, of 100, end by themselves",
+        "length": "is the mean of the answers",
+        "loss": "is of texts that were not trained on, in nats per token",
+        "perplexity": f"is {MEANINGS['perplexity']}",
+        "reward": "is the mean score of the learned reward model",
+    }
+    text = [f"{summary.label(name)} {meaning}" for name, meaning in meant.items() if name in there]
+    judges = [summary.label(name) for name in there if name in report.judged]
+    if judges:
+        few = ", ".join([*judges[:2], *["…"] * (len(judges) > 2)])
+        text.append(
+            f"{few}: {'the mean score of another judge' if len(judges) == 1 else 'mean scores of other judges'}"
+        )
+    if "reward" in there and report.headline in report.judged:
+        first = summary.label(report.headline)
+        text.append(
+            f"Look where reward and {first} disagree: a reward that rises while {first} falls is being exploited"
+        )
+    return "".join(f"{sentence}. " for sentence in text).rstrip()

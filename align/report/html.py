@@ -44,6 +44,7 @@ def html(report: Report) -> str:
         report=report,
         verdict=summary.sentences(report),
         legend=glossary.legend(report),
+        beside=glossary.others(report),
         best=summary.leaders(report),
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},

@@ -21,9 +21,9 @@ def table(report: Report) -> str:
     measures = summary.measures(report)
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
-    texts = (summary.verdict(report), glossary.legend(report), report.note)
-    said, legend, note = (fill(text, WIDTH, break_on_hyphens=False) for text in texts)
-    blocks = [said, *_blocks(report, main), *_blocks(report, others), legend, note]
+    texts = (summary.verdict(report), glossary.legend(report), glossary.others(report), report.note)
+    said, *below = (fill(text, WIDTH, break_on_hyphens=False) for text in texts)
+    blocks = [said, *_blocks(report, main), *_blocks(report, others), *below]
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -5,13 +5,14 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from textwrap import fill
 
 import pytest
 
 from align.report import glossary, plots, summary
 from align.report.html import html
 from align.report.summary import Estimate, Reinforced, Report, Sample, Setting, ShownAnswer, Watched
-from align.report.table import table
+from align.report.table import WIDTH, table
 from align.store import shapes
 from tests.conftest import ROOT
 
@@ -450,11 +451,29 @@ def test_legend_explains_rows_and_columns():
         "win rate vs sft says on how many prompts",
     ):
         assert part in text
-    assert (
-        text in Page(html(REPORT)).text
-        and text.split() == " ".join(table(REPORT).split()).split()[-len(text.split()) - 3 : -3]
-    )
+    in_terminal = " ".join(table(REPORT).split())
+    assert text in Page(html(REPORT)).text and f"{text} {glossary.others(REPORT)} {REPORT.note}" in in_terminal
     assert "base" not in glossary.legend(replace(REPORT, stages=["sft", "ppo"]))
+
+
+def test_what_stands_beside_the_headline_is_explained():
+    """In five lines of what the quickstart measures, and only what is in the tables."""
+    assert glossary.others(REPORT) == (
+        "KL is how far answers have moved from sft, in nats per answer. correctness: the mean score of another judge."
+    )
+    more = {"ppo/eos_rate": 0.99, "ppo/length": 11.0, "ppo/reward": 1.3, "ppo/manners": 0.5}
+    full = replace(REPORT, metrics={**REPORT.metrics, **more}, judged=["gold", "correctness", "manners"])
+    text = glossary.others(full)
+    for part in (
+        "ends with EOS says how many answers, of 100, end by themselves",
+        "reward is the mean score of the learned reward model",
+        "correctness, manners: mean scores of other judges",
+        "Look where reward and gold disagree: a reward that rises while gold falls is being exploited",
+    ):
+        assert part in text and part in Page(html(full)).text
+    assert len(fill(text, WIDTH).splitlines()) <= 5 and fill(text, WIDTH) in table(full)
+    alone = Report("t", ["sft"], {"sft/reward": 1.0}, headline="reward")
+    assert glossary.others(alone) == "" and "disagree" not in table(alone)
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
