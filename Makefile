@@ -44,14 +44,16 @@ quickstart: $(VENV)/.installed
 # A browser opens only where somebody sits: output to a terminal, and a screen.
 next:
 	@rm -rf data/quickstart/report
-	@$(VENV)/bin/align checkout quickstart/report data/quickstart/report > /dev/null || { echo "It is made by \`make quickstart\`."; exit 2; }
+	@said=$$($(VENV)/bin/align checkout quickstart/report data/quickstart/report 2>&1) || \
+		{ echo "$$said" >&2; echo "It is made by \`make quickstart\`."; exit 2; }
 	@echo
 	@echo "Talk to what came out:"
 	@echo "  $(VENV)/bin/align chat quickstart/ppo"
-	@echo "Read the report (or open the file in a browser yourself):"
+	@echo "Read the report in a browser:"
 	@echo "  $(VENV)/bin/python -m webbrowser data/quickstart/report/report.html"
-	@echo "Train on your own data: rows as \`head -n 1 data/quickstart/demos.jsonl\` shows, your file and your base in place of these:"
-	@echo "  $(VENV)/bin/align sft --base data/tiny-base --data data/quickstart/demos.jsonl --name my-sft"
+	@echo "Train on your own data: rows as \`head -n 1 data/quickstart/demos.jsonl\` shows,"
+	@echo "your file and your base in place of these:"
+	@printf '%s\n' "  $(VENV)/bin/align sft --base data/tiny-base \\" "    --data data/quickstart/demos.jsonl --name my-sft"
 	@if [ -t 1 ] && { [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; }; then $(VENV)/bin/python -m webbrowser data/quickstart/report/report.html; fi
 
 notebook: $(VENV)/.installed-notebook

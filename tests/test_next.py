@@ -32,8 +32,10 @@ def shell(line: str, desk: Path, stdin: str = "") -> subprocess.CompletedProcess
 def test_the_three_commands_work(desk: Path):
     ended = shell(f"make next VENV={sys.prefix}", desk)
     assert ended.returncode == 0 and "opened" not in ended.stdout, ended.stderr  # a pipe is nobody who looks
-    chat, report, own = re.findall(r"^  (\S.*)$", ended.stdout, re.MULTILINE)
-    assert " chat " in chat and " sft " in own and max(map(len, ended.stdout.splitlines())) < 120 + len(sys.prefix)
+    chat, report, own = re.findall(r"^  (\S.*)$", ended.stdout.replace("\\\n", ""), re.MULTILINE)
+    lines = ended.stdout.replace(sys.prefix, ".venv").splitlines()
+    assert " chat " in chat and " sft " in own and max(map(len, lines)) < 80
+    assert ended.stdout.count("report.html") == 1 and ended.stderr == ""
 
     said = shell(chat, desk, "What is 3 plus 4?\nWhat is 2 plus 2?\n")
     assert said.returncode == 0 and len(said.stdout.splitlines()) >= 2, said.stderr
@@ -52,4 +54,4 @@ def test_before_the_quickstart_there_is_no_end(tmp_path: Path):
     """Negative control: nothing to look at is an error, not an invitation."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     ended = shell(f"make next VENV={sys.prefix}", tmp_path)
-    assert ended.returncode != 0 and "chat" not in ended.stdout
+    assert ended.returncode != 0 and "chat" not in ended.stdout and "'quickstart/report' is not known" in ended.stderr

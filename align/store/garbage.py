@@ -109,9 +109,7 @@ def find_garbage(store: StoreLayout, *, give_up: bool, no_pull: bool) -> Garbage
         objects=sorted(_objects(store) - {store.object_path(digest) for digest in objects_of(reached.values())}),
         held=sorted(set(reached) - set(named)),
     )
-    garbage.others += [
-        path for path in _listed(store.path / "cache") if is_digest(path.name) and path.name not in reached
-    ]
+    garbage.others += sorted(_laid_out(store) - {store.folder_path(digest) for digest in reached})
     garbage.others += _listed(store.path / "cache/computed")
     for run in runs:
         if run.busy:
@@ -197,6 +195,11 @@ def _objects(store: StoreLayout) -> set[Path]:
         for path in _listed(folder)
         if is_digest(path.name)
     }
+
+
+def _laid_out(store: StoreLayout) -> set[Path]:
+    """Folders of cache/ with an artifact's files; earlier versions called them by the whole digest."""
+    return {path for path in _listed(store.path / "cache") if is_digest(path.name) or is_digest(path.name * 2)}
 
 
 def _left_over(store: StoreLayout) -> Iterator[Path]:

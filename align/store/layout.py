@@ -31,6 +31,10 @@ class StoreLayout:
     def object_path(self, digest: str) -> Path:
         return self.path / "objects" / digest[:2] / digest
 
+    def folder_path(self, digest: str) -> Path:
+        """Where an artifact's files are laid out: half its digits fit a line, and still no two are alike."""
+        return self.path / "cache" / digest[: len(digest) // 2]
+
     def keyed_path(self, kind: str, key: str) -> Path:
         """asked/<key>, runs/<key> or places/<digest>.
 

@@ -175,7 +175,7 @@ class StoreReader(StoreLayout):
 
     def folder(self, artifact: Artifact) -> Path:
         """A read-only folder with the artifact's files, kept under cache/ and verified whenever it is asked for."""
-        path = self.path / "cache" / artifact.digest
+        path = self.folder_path(artifact.digest)
         if not has_files(path, artifact):
             with self.writing(), locked(self.path / "cache" / ".lock"):
                 if not has_files(path, artifact):  # nobody else made it while this one waited

@@ -281,7 +281,14 @@ def test_the_cached_folder_heals(store: Store, family: dict[str, Artifact], tmp_
     for harm in (lose, gain, change, swap, shutil.rmtree):
         harm(store.folder(sft))
         assert contents(store.folder(sft)) == right
-    assert [path.name for path in (store.path / "cache").iterdir() if path.is_dir()] == [sft.digest]
+    assert [path.name for path in (store.path / "cache").iterdir() if path.is_dir()] == [sft.digest[:32]]
+
+
+def test_a_page_has_a_short_path_of_its_own(store: Store):
+    """Beside `report: .align/`, in 79 columns; digests that begin as one, as far as people read them, lie apart."""
+    one, other = (store.folder_path("ab" * 6 + end * 52) for end in "01")
+    assert one != other and one.name[:12] == other.name[:12]
+    assert len(f"report: .align/{one.relative_to(store.path)}/report.html") < 80
 
 
 def test_asked_is_remembered(store: Store, family: dict[str, Artifact]):
