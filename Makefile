@@ -1,4 +1,5 @@
 # make quickstart    the whole pipeline on a small assistant world: data, SFT, reward, DPO, PPO, merge, report
+# make install       .venv alone; `source .venv/bin/activate` puts `align` on the PATH
 # make next          what to do after it: chat, report, your own data
 # make notebook      JupyterLab with the notebooks: the tour, your data on a real base, a reward of your own
 # make test          lint, types, tests
@@ -34,12 +35,14 @@ QUICK := tests/test_structure.py tests/ground tests/judges tests/losses tests/me
 QUICK += tests/stage/test_catalogue.py tests/data/test_formats.py tests/data/shapes/test_keys.py
 QUICK += tests/store/test_store.py tests/store/test_artifact.py
 
-.PHONY: quickstart next notebook test check format lint
+.PHONY: quickstart install next notebook test check format lint
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/python data/world.py --seed 0 --out data/quickstart
 	$(VENV)/bin/align run recipes/quickstart.yaml
 	@$(MAKE) --no-print-directory next
+
+install: $(VENV)/.installed
 
 # A browser opens only where somebody sits: output to a terminal, and a screen.
 next:

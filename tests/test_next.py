@@ -50,6 +50,15 @@ def test_the_three_commands_work(desk: Path):
     assert shell(f"make next VENV={sys.prefix}", desk).returncode == 0  # and again
 
 
+def test_installing_alone(tmp_path: Path):
+    """`make install` makes what `activate` puts on the PATH and runs nothing. Negative control: the quickstart does."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    asked, more = (shell(f"make --dry-run {target}", tmp_path).stdout for target in ("install", "quickstart"))
+    assert "touch .venv/.installed" in asked and "--editable ." in asked and " run " not in asked
+    assert "touch .venv/.installed" in more and "align run recipes/quickstart.yaml" in more
+
+
 def test_before_the_quickstart_there_is_no_end(tmp_path: Path):
     """Negative control: nothing to look at is an error, not an invitation."""
     shutil.copy(ROOT / "Makefile", tmp_path)
