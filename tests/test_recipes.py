@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,13 @@ def test_every_recipe_is_planned(project: Path, recipe: Path):
     assert [line.partition(":")[0] for line in lines] == [f"{plan.name}/{stage}" for stage in plan.stages]
     assert {line.partition(": ")[2] for line in lines} == {"run, it has not run before"}
     assert not (project / "store").exists()
+
+
+def test_the_quickstart_says_what_each_stage_is_for():
+    """A comment beside its name; negative control: settings, some of which have one, are no stages."""
+    path = ROOT / "recipes/quickstart.yaml"
+    said = re.findall(r"^  (\w+): # \w.{20,}$", path.read_text(), re.MULTILINE)
+    assert said == list(load(path).stages) and "max_steps" not in said
 
 
 def test_planning_looks_at_the_inputs(project: Path):
