@@ -28,7 +28,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.ground.progress import Work
 from align.ground.prompt import Interrupted, Interrupts, is_text, listening, read_line
-from align.ground.terminal import guarded, say
+from align.ground.terminal import guarded, prose, say
 from align.inputs.fit import check_out, label_of
 from align.recipe import Count, Positional, Ref, Sampling, TextStage, parse_flags
 from align.stage import on_base
@@ -280,7 +280,8 @@ def main() -> None:
         parsed = parse_flags(Config, sys.argv[1:], prog="align chat", doc=__doc__ or "")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(*(plan(STAGE, config, store) for config in bases.on_bases(STAGE, parsed.config, store)), sep="\n")
+            with prose():
+                print(*(plan(STAGE, config, store) for config in bases.on_bases(STAGE, parsed.config, store)), sep="\n")
             return
         talk(*(Workbench(prepare(STAGE, config, store)) for config in bases.on_bases(STAGE, parsed.config, store)))
 

@@ -18,7 +18,7 @@ from align.data.formats import read_kept_prompts
 from align.ground import ranks
 from align.ground.disk import write_file
 from align.ground.errors import AlignError, InputError
-from align.ground.terminal import guarded, say
+from align.ground.terminal import guarded, prose, say
 from align.inputs.fit import check_out
 from align.recipe import (
     Count,
@@ -115,7 +115,8 @@ def main() -> None:
             raise InputError("generate works in one process, as each writes all answers. Start it without torchrun.")
         store = Store(parsed.config.store)
         if parsed.dry_run:
-            print(plan(STAGE, parsed.config, store))
+            with prose():
+                print(plan(STAGE, parsed.config, store))
             return
         rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -10,7 +10,7 @@ import sys
 from align.cli import flags
 from align.cli.flags import Command, to_json
 from align.ground.errors import AlignError, InputError
-from align.ground.terminal import print_result, say
+from align.ground.terminal import print_result, prose, say, wrapped
 from align.store import Store
 
 
@@ -85,7 +85,11 @@ def show(args: argparse.Namespace) -> None:
         artifact = store.resolve(args.ref)
         print(to_json({**artifact.manifest, "digest": artifact.digest, "cost": store.cost(artifact)}))
     else:
-        print(show_text(store, args.ref))
+        about, blank, code = show_text(store, args.ref).partition("\n\n")
+        with prose():
+            print(about)
+        if blank:
+            print(f"\n{code}")
 
 
 def lineage(args: argparse.Namespace) -> None:
@@ -206,7 +210,7 @@ def rm(args: argparse.Namespace) -> None:
         )
         return say(f"Nothing is removed yet: --delete takes {'these names' if len(names) > 1 else 'this name'} away.")
     removed = {name: store.untag(name) for name in names}
-    print_result(rm_text(store, removed), f"The names are removed: {', '.join(removed)}")
+    print_result(wrapped(rm_text(store, removed), sys.stdout), f"The names are removed: {', '.join(removed)}")
 
 
 def gc_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from contextlib import nullcontext
 
 from align.cli.flags import Command, to_json
 from align.ground import ranks
 from align.ground.errors import InputError
-from align.ground.terminal import print_result
+from align.ground.terminal import print_result, prose
 from align.recipe import Recipe
 from align.store import Artifact, Store
 
@@ -73,7 +74,8 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
 
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
-    made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
+    with prose() if args.dry_run else nullcontext():
+        made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
     if args.dry_run or not ranks.is_first():
         return
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -32,6 +32,38 @@ def threads_of(whose: str) -> Iterator[None]:
         for thread in set(threading.enumerate()) - before:
             if not thread.daemon:
                 LEFT.setdefault(thread, whose)
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """What asks a process to end, but for what it was started to ignore, as by nohup."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+
+
+class Interrupt(KeyboardInterrupt):
+    """A signal to stop. Of a plain KeyboardInterrupt that passes through `exec` of a text, as in dataclasses, `python
+    -m` ends by SIGINT, whatever exit code it is given."""
+
+
+def hear() -> None:
+    """From here on a signal to stop is an `Interrupt`; of SIGINT only where it is answered as Python answers it."""
+    as_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for number in (*([signal.SIGINT] if as_usual else []), *stopping_signals()):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    _ignore(stopping_signals())  # it is on its way out
+    raise Interrupt
+
+
+def deaf() -> None:
+    """From here on no signal to stop is answered."""
+    _ignore((signal.SIGINT, *stopping_signals()))
+
+
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def wait_for_none(code: int, say: Callable[[str], None]) -> None:

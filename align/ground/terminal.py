@@ -8,19 +8,18 @@ import gc
 import io
 import os
 import re
-import signal
 import sys
 import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.leaving import end_unheard, first_says_it, open_all, reader_is_gone, wait_for_none
+from align.ground.leaving import deaf, end_unheard, first_says_it, hear, open_all, reader_is_gone, wait_for_none
 from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -130,11 +129,14 @@ def redraws() -> bool:
 
 def columns_of_stderr() -> int:
     """Columns that a line may take: the last stays free, for some terminals begin the next line there."""
+    return _columns_of(sys.stderr) - 1
+
+
+def _columns_of(stream: TextIO) -> int:
     try:
-        found = os.get_terminal_size(sys.stderr.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
-        found = 0
-    return (found or 80) - 1
+        return 80
 
 
 def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
@@ -162,21 +164,6 @@ def _to_nowhere(stream: TextIO) -> None:
     os.close(nowhere)
 
 
-class Interrupt(KeyboardInterrupt):
-    """A signal to stop. Of a plain KeyboardInterrupt that passes through `exec` of a text, as in dataclasses, `python
-    -m` ends by SIGINT, whatever exit code it is given."""
-
-
-def _interrupt(*_: object) -> None:
-    _ignore(stopping_signals())  # it is on its way out
-    raise Interrupt
-
-
-def _ignore(signals: Iterable[signal.Signals]) -> None:
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN)
-
-
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What a text is that was given for a path and can be none."""
 ENDLESS = re.compile(r"\S{400,}")
@@ -195,8 +182,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
     open_all()
-    for number in (*_at_default(), *stopping_signals()):
-        signal.signal(number, _interrupt)
+    hear()
     if ranks.world() > 1:
         end_unheard(Stopped.exit_code, lambda: say(stopped))
     for stream in (sys.stdout, sys.stderr):
@@ -215,7 +201,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             tell(_laid_out(str(error)))
         code = error.exit_code
     except KeyboardInterrupt:
-        _ignore((signal.SIGINT, *stopping_signals()))  # up to the end: Python's own exit would answer them otherwise
+        deaf()  # up to the end: Python's own exit would answer them otherwise
         say(stopped)
         code = Stopped.exit_code
     except Exception as error:
@@ -257,15 +243,35 @@ def _laid_out(message: str) -> str:
     return wrapped(ENDLESS.sub(lambda word: f"{word[0][:200]}…", message))
 
 
-def wrapped(text: str) -> str:
-    """Text whose lines break between words where stderr is a terminal; what comes next, commands to copy, has a line
-    for each."""
-    if not sys.stderr.isatty():
+def wrapped(text: str, stream: TextIO | None = None) -> str:
+    """Text whose lines break between words where `stream`, stderr unless one is given, is a terminal, and go on below
+    their last column or indented; what comes next, commands to copy, has a line for each."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
         return text
-    columns = max(columns_of_stderr() + 1, 40)
+    columns = max(_columns_of(stream), 40)
     wrap = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+
+    def laid(line: str) -> str:
+        gaps = [gap.end() for gap in re.finditer("  +", line[: columns // 2])]
+        wrap.subsequent_indent = " " * (gaps[-1] if gaps else 2)
+        return wrap.fill(line) if len(line) > columns and not line.startswith(NEXT) else line
+
     lines = [line.replace(", or ", "\n   or ") if line.startswith(NEXT) else line for line in text.split("\n")]
-    return "\n".join(wrap.fill(line) if len(line) > columns and not line.startswith(NEXT) else line for line in lines)
+    return "\n".join(map(laid, lines))
+
+
+@contextmanager
+def prose() -> Iterator[None]:
+    """What is printed inside is `wrapped` for stdout."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    try:
+        with redirect_stdout(io.StringIO()) as said:
+            yield
+    finally:
+        print(wrapped(said.getvalue(), sys.stdout), end="", flush=True)
 
 
 def _told(error: Exception) -> str:
@@ -274,16 +280,6 @@ def _told(error: Exception) -> str:
         name = str(error.filename)
         return f"{name if len(name) <= 200 else name[:200] + '…'}: {error.strerror}."
     return traceback.format_exc().rstrip()
-
-
-def stopping_signals() -> list[signal.Signals]:
-    """What asks a process to end, but for what it was started to ignore, as by nohup."""
-    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-
-
-def _at_default() -> list[signal.Signals]:
-    """SIGINT, where it is answered as Python answers it."""
-    return [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
 
 
 def _flush_stdout() -> None:

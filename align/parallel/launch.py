@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.ground.errors import AlignError, Stopped
+from align.ground.leaving import stopping_signals
 from align.ground.ranks import GONE, LATE, LAUNCHER
-from align.ground.terminal import GOES_ON, on_stderr, redraws, say, stopping_signals
+from align.ground.terminal import GOES_ON, on_stderr, redraws, say
 
 LOOK = 0.1
 """Seconds between two looks at the processes."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from align import memory
 from align.ground import ranks
 from align.ground.progress import Work
-from align.ground.terminal import ANEW, GOES_ON, guarded, print_result, say
+from align.ground.terminal import ANEW, GOES_ON, guarded, print_result, prose, say
 from align.recipe import StageConfig, TrainConfig, parse_flags
 from align.report.text import result_text
 from align.stage.ahead.dry_run import memory_plan, plan
@@ -33,9 +33,11 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
             if parsed.json:
                 print(_json(memory.as_json(found, asked)))
             elif stage.footprint is None and asked.budget is None:  # no table of one row that holds nothing
-                print(planned)
+                with prose():
+                    print(planned)
             else:
-                print(f"{planned}\n\n{memory.report(found, asked)}")
+                with prose():
+                    print(f"{planned}\n\n{memory.report(found, asked)}")
             return
         artifact = run(parsed.config, store)
         if not ranks.is_first():

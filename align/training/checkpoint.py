@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
-from align.ground.terminal import Interrupt, on_stderr, stopping_signals
+from align.ground.leaving import Interrupt, stopping_signals
+from align.ground.terminal import on_stderr
 from align.ground.wish import WISH
 from align.training.processes import agree, rank_and_world
 

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, Stopped
-from align.ground.terminal import Interrupt
+from align.ground.leaving import Interrupt
 from align.models.precision import resolve_precision
 from align.models.process import trim_heap
 from align.models.roles import Roles

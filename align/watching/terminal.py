@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from align.ground.errors import InputError, Stopped
 from align.ground.progress import clock, cut, fitted, remaining
-from align.ground.terminal import one_line, printable, say
+from align.ground.terminal import one_line, printable, prose, say
 from align.store import LiveRun, Store, live_runs
 from align.store.live import read_live
 from align.store.read import PREFIX, is_name
@@ -99,7 +99,10 @@ def at_rest(store: Store, ref: str | None) -> None:
     """Print what there is to see where no such run is at work: of a recipe, what came last. Raises: Stopped where it
     ended before it was done; InputError for a name of nothing."""
     if ref is None:
-        print(f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them.")
+        with prose():
+            print(
+                f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them."
+            )
         return
     size, (name, finished) = Canvas().size(), newest(store, ref)
     stopped = [
@@ -113,7 +116,8 @@ def at_rest(store: Store, ref: str | None) -> None:
     elif made := named_artifact(store, store.called.get(store.resolve(name).digest, name)):
         print("\n".join(picture(made, *size)))
     else:
-        print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
+        with prose():
+            print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
 
 
 def newest(store: Store, ref: str) -> tuple[str, str]:

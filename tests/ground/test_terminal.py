@@ -225,5 +225,33 @@ def test_lines_break_between_words_in_a_terminal_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
     shown = terminal.wrapped(said).split("\n")
-    assert [line for line in shown if len(line) > 80] == ["x" * 90, f"next: align show {'y' * 90}"]
+    assert [line.strip() for line in shown if len(line) > 80] == ["x" * 90, f"next: align show {'y' * 90}"]
     assert shown[-1] == "   or align chat z" and " ".join(" ".join(shown[:-2]).split()) == said.split("\n")[0]
+
+
+def test_prose_on_stdout_breaks_between_words_in_a_terminal_alone():
+    """Below its last column, or indented; what is printed outside, and in a pipe (the controls), has its line."""
+    program = """
+import fcntl, os, sys, termios
+from struct import pack
+from align.ground.terminal import guarded, prose
+if os.isatty(1):
+    fcntl.ioctl(1, termios.TIOCSWINSZ, pack('HHHH', 24, 80, 0, 0))
+def body():
+    with prose():
+        print('cost     made in 0:01, ' + 'word ' * 20 + 'end')
+        print('ppo: data: ' + 'word ' * 20 + 'end')
+    print('code(' + 'x, ' * 40 + ')')
+guarded(body)
+"""
+    master, slave = pty.openpty()
+    subprocess.run([sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave, timeout=60, check=True)
+    os.close(slave)
+    shown = os.read(master, 65536).decode().replace("\r\n", "\n").splitlines()
+    os.close(master)
+    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    whole = piped.stdout.splitlines()
+    assert len(whole) == 3 and min(map(len, whole)) > 80
+    assert [line for line in shown if len(line) > 80] == whole[2:]
+    assert [line[: len(line) - len(line.lstrip())] for line in shown] == ["", " " * 9, "", "  ", ""]
+    assert " ".join(" ".join(shown).split()) == " ".join(" ".join(whole).split())
