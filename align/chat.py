@@ -223,12 +223,19 @@ VERBS = {
 }
 
 
-def talk(*benches: Workbench) -> None:
-    """The dialogue, between stdin and stdout. Raises: InputError for settings that cannot be used."""
+def is_turned(given: Config, first: Config) -> bool:
+    """Whether the base, which is loaded first, is the folder that was named last."""
+    return given.base is None and first.base is not None and first.base.model != given.parent
+
+
+def talk(*benches: Workbench, turned: bool = False) -> None:
+    """The dialogue, between stdin and stdout; `turned`: who is loaded last answers first. Raises: InputError for
+    settings that cannot be used."""
     interrupts = Interrupts()
     with Work("chat"):
         ready(benches[0], {})
-        talk = Talk(load_all(benches), benches[0].config.system or "", interrupts)
+        sides = load_all(benches)
+        talk = Talk(sides[::-1] if turned else sides, benches[0].config.system or "", interrupts)
     say("/help lists what can be said beside questions, /quit ends")
     with listening(interrupts):
         while (line := read_line(interrupts)) is not None:
@@ -283,7 +290,8 @@ def main() -> None:
             with prose():
                 print(*(plan(STAGE, config, store) for config in bases.on_bases(STAGE, parsed.config, store)), sep="\n")
             return
-        talk(*(Workbench(prepare(STAGE, config, store)) for config in bases.on_bases(STAGE, parsed.config, store)))
+        configs = bases.on_bases(STAGE, parsed.config, store)
+        talk(*(Workbench(prepare(STAGE, c, store)) for c in configs), turned=is_turned(parsed.config, configs[0]))
 
     guarded(body)
 

@@ -211,13 +211,17 @@ def test_two_beside_each_other_share_a_base(trained: Pipeline):
 
 @pytest.mark.parametrize("words", [("base", "tiny/sft"), ("tiny/sft", "base")])
 def test_a_folder_is_the_base(words: tuple[str, str], trained: Pipeline, tmp_path: Path):
-    """A model's folder where artifacts are named; a folder without a model is still none."""
+    """A model's folder where artifacts are named, which answers in the order given; a folder without a model is still
+    none."""
     store = trained.store
     shutil.copytree(store.folder(store.resolve("tiny/pretrain")) / "model", tmp_path / "base")
     (tmp_path / "empty").mkdir()
     flags = ["--dry-run", "--store", str(store.path)]
     named = [str(tmp_path / "base") if word == "base" else word for word in words]
     assert "chat: run" in run_align("chat", *named, *flags).stdout
+    asked = ["--store", str(store.path), "--threads", "1", "--max_new_tokens", "2"]
+    said = run_align("chat", *named, *asked, stdin="Hello\n").stdout.splitlines()
+    assert [line[:-1] for line in said if line in ("sft:", "base:")] == [word.split("/")[-1] for word in words]
     refused = run_align("chat", str(tmp_path / "empty"), "tiny/sft", *flags, code=2).stderr
     assert "is no ref and no digest" in refused
 
