@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Protocol, Self, TypeVar
 from unicodedata import combining, east_asian_width
 
@@ -25,6 +25,8 @@ SOON = 0.1
 FIRST, SECOND, MOST = 1.0, 5.0, 60.0
 """Seconds of silence after which a line is written where nothing is redrawn: of the first line, of the next, and at
 most."""
+NEWS = 5.0
+"""Seconds between two times that others are told how far a piece of work is."""
 SETTLED = 2.0
 """Seconds after which a rate says something of the time left."""
 BAR = 16
@@ -43,6 +45,8 @@ class Work:
 
     stays = False
     """Whether its last line stays to be read."""
+    heard: Callable[[str], None] | None = None
+    """Who else is told, now and then, of the task that is under way in it: how far that is, and "" where none is."""
 
     def __init__(self, title: str, total: float = 0, unit: str = "") -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -179,6 +183,8 @@ class _Teller:
         self.changed = threading.Condition()
         self.thread: threading.Thread | None = None
         self.silence = FIRST
+        self.news, self.passed_on = "", 0.0
+        """What others were told last, and when."""
 
     def begin(self, work: Work) -> None:
         if not ranks.is_first():
@@ -187,8 +193,7 @@ class _Teller:
             if isinstance(work, Task):
                 if not self.works:
                     return
-                whole = next(other for other in reversed(self.works) if not isinstance(other, Task))
-                work.title = f"{whole.title}: {work.title}"
+                work.title = f"{self._whole().title}: {work.title}"
             self.works.append(work)
             if self.thread is None:
                 self.silence = FIRST
@@ -221,6 +226,7 @@ class _Teller:
         work = self.works[-1]
         if SCREEN.closed or now - self.works[0].start < AT_ONCE:
             return
+        self._pass_on(work, now)
         if redraws():
             on_stderr(work.line(now, columns_of_stderr()), end="", redraw=True)
         elif now - SCREEN.spoken >= self.silence:
@@ -230,6 +236,21 @@ class _Teller:
         else:
             return
         work.told = True
+
+    def _whole(self) -> Work:
+        """The innermost work that is no part of another."""
+        return next(work for work in reversed(self.works) if not isinstance(work, Task))
+
+    def _pass_on(self, work: Work, now: float) -> None:
+        whole = self._whole()
+        if whole.heard is None or now - self.passed_on < NEWS:
+            return
+        title = work.title.removeprefix(f"{whole.title}: ")
+        news = "" if work is whole else fitted(title, work.parts(now - work.start))
+        self.passed_on = now
+        if news != self.news:
+            self.news = news
+            whole.heard(news)
 
 
 _TELLER = _Teller()

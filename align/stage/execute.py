@@ -36,11 +36,11 @@ def execute(stage: Stage[C], config: C, store: Store) -> Artifact:
     Raises: InputError before anything heavy; Stopped when interrupted; whatever the work raises. Nothing is committed
     then.
     """
-    with Work(config.name or stage.name):
-        return _execute(stage, config, store)
+    with Work(config.name or stage.name) as told:
+        return _execute(stage, config, store, told)
 
 
-def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
+def _execute(stage: Stage[C], config: C, store: Store, told: Work) -> Artifact:
     """`execute`, told as work."""
     question = prepare(stage, config, store)
     alone, first = ranks.world() == 1, ranks.commits()  # under torchrun the first alone looks, commits and names
@@ -72,6 +72,7 @@ def _execute(stage: Stage[C], config: C, store: Store) -> Artifact:
             return done
         if first and question.base is not None and not question.base.in_store:
             store.note_place(question.base.digest, question.base.path)
+        told.heard = run.news.work
         artifact = answer(replace(bench, question=question), run, asked)
         if alone and artifact:
             return artifact

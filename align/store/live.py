@@ -3,6 +3,7 @@ piece of news, only ever added to. `Run.finish` removes it, for what it told is 
 
 ```text
 {"run": "quickstart/ppo", "stage": "ppo", "began": 1795.0, "pid": 7, "settings": {…}}   a process works on it
+{"work": "sampling 26,192/51,200 answers · 2:25 left"}   what it is at, while it does not train; "" for nothing
 {"steps": 120, "from": 40}                         it trains; lines of steps after 40 are of a process that was killed
 {"step": 41, "time": 1811.5, "left": 95.1, "figures": {"loss": 0.31}}
 {"after": "rollout 3", "answers": [["the prompt", "the answer"]]}
@@ -53,6 +54,10 @@ class News:
             self._cut_off()
         self._add({"run": run, "stage": stage, "began": time.time(), "pid": os.getpid(), "settings": dict(settings)})
 
+    def work(self, how_far: str) -> None:
+        """What it is at, and how far that is; not of a run that has not begun or is done."""
+        self._add({"work": how_far}, anew=False)
+
     def train(self, steps: int, first: int) -> None:
         """It is to take `steps` optimizer steps, of which `first` are taken."""
         self._add({"steps": steps, "from": first})
@@ -70,19 +75,19 @@ class News:
         """It ended by an error."""
         self._add({"failed": why})
 
-    def _add(self, line: Json) -> None:
+    def _add(self, line: Json, *, anew: bool = True) -> None:
         if not ranks.is_first():
             return
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | (os.O_CREAT if anew else 0), 0o600)
             try:
                 os.write(descriptor, json.dumps(line, allow_nan=False).encode() + b"\n")
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if not self.lost:
+            if not self.lost and anew:
                 say(f"{self.path} cannot be written ({error.strerror}): align watch and board miss what comes now")
-            self.lost = True
+            self.lost = self.lost or anew
 
     def _cut_off(self) -> None:
         """Remove a last line that is not whole."""
@@ -107,6 +112,8 @@ class LiveRun:
     steps: int = 0
     """0 where it does not train, or not yet."""
     left: float | None = None
+    at: str = ""
+    """What it is at, and how far that is, while it does not train."""
     rows: list[tuple[int, Figures]] = field(default_factory=list)
     """Figures by step, in ascending order."""
     answers: dict[str, Answers] = field(default_factory=dict)
@@ -141,9 +148,12 @@ def read_live(path: Path) -> LiveRun | None:
         match line:
             case {"run": str(name), "stage": str(stage), "began": int() | float() as began, "settings": dict(settings)}:
                 run = run or LiveRun(path.name, path, name, stage, began, settings)
-                run.began, run.left, run.pid, run.why = float(began), None, pid_of(line), ""
+                run.began, run.left, run.pid = float(began), None, pid_of(line)
+                run.why = run.at = ""
             case {"failed": str(why)} if run:
                 run.why = why
+            case {"work": str(how_far)} if run:
+                run.at = how_far
             case {"steps": int(steps), "from": int(first)} if run:
                 run.steps, run.rows = steps, [row for row in run.rows if row[0] <= first]
             case {"step": int(step), "figures": dict(figures)} if run:

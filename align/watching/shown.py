@@ -38,6 +38,8 @@ class Shown:
     settings: dict[str, str]
     steps: int
     left: float | None = None
+    at: str = ""
+    """What it is at, and how far that is, while it does not train."""
     curves: dict[str, Curve] = field(default_factory=dict)
     answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """(prompt, answer) by when they were given."""
@@ -69,6 +71,7 @@ def of_live(run: LiveRun) -> Shown:
         settings_text(run.settings),
         run.steps,
         run.left if works else None,
+        run.at,
         curves(run.rows),
         run.answers,
         "" if works else one_line(" ".join(run.why.split())),
@@ -86,7 +89,7 @@ def of_artifact(store: Store, artifact: Artifact, name: str, finished: str = "")
         ended = float(timegm(time.strptime(finished, "%Y-%m-%dT%H:%M:%SZ")))
     except ValueError:
         ended = 0.0
-    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, settings_text(artifact.config), 0, None, found)
+    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, settings_text(artifact.config), 0, curves=found)
     shown.settings |= {f"made from {role}": digest[:12] for role, digest in artifact.parents.items()}
     shown.settings |= {f"file of {key}": digest[:12] for key, digest in artifact.data.items()}
     shown.steps = shown.step

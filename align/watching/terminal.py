@@ -173,14 +173,16 @@ class Canvas:
 def headline(shown: Shown, columns: int | None) -> str:
     """Name, how far it is, and since when."""
     since = clock(max(0.0, time.time() - shown.when))
-    far = f"step {shown.step:,}/{shown.steps:,}" if shown.steps else "at work; it draws no curves yet"
+    far = [f"step {shown.step:,}/{shown.steps:,}", *remaining(shown.left)]
+    if not shown.steps:
+        far = one_line(shown.at or "at work; it draws no curves yet").split(" · ")
     stopped = f"ended before it was done: {shown.why or 'its own window says why'}"
     if shown.steps and shown.why:
         stopped = f"ended at step {shown.step:,} of {shown.steps:,}: {shown.why}"
     elif shown.steps:
         stopped = f"stopped at step {shown.step:,} of {shown.steps:,}; the same command goes on"
     parts = {
-        "runs": [far, *remaining(shown.left), f"{since} so far"],
+        "runs": [*far, f"{since} so far"],
         "stopped": [stopped],
         "done": [f"done, {shown.steps:,} steps" if shown.steps else "done"],
     }[shown.state]

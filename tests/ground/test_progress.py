@@ -21,7 +21,7 @@ import pytest
 from align.ground import progress, terminal
 from align.ground.errors import AlignError
 from align.ground.parallel import in_parallel
-from align.ground.progress import Progress, Work, cells, clock, cut, each, fitted
+from align.ground.progress import Progress, Task, Work, cells, clock, cut, each, fitted
 from tests.conftest import ROOT
 
 
@@ -245,3 +245,32 @@ def test_there_is_always_a_word():
     silent = program.replace("with Work(", "import contextlib\n    with contextlib.nullcontext(")
     at = [second for second, _ in in_terminal(silent, 80)]
     assert at[0] > 1.5
+
+
+def test_others_are_told_of_the_task_under_way(now: list[float], monkeypatch: pytest.MonkeyPatch):
+    """Every five seconds, of the innermost work alone; nothing is said twice. Controls: work that no one else hears of
+    within it, and the end of the task."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    heard: list[str] = []
+
+    def passes(seconds: int) -> None:
+        for _ in range(2 * seconds):
+            now[0] += 0.5
+            progress._TELLER.tell(now[0])
+
+    with Work("recipe"), Work("recipe/pairs") as stage:
+        stage.heard = heard.append
+        with Task("sampling", 40, "answers") as task:
+            for _ in range(4):
+                task.add(5)
+                passes(5)
+        with Work("steps"):
+            passes(10)
+        passes(10)
+    assert heard == [
+        "sampling 5/40 answers · 0:00 · 10/s",
+        "sampling 10/40 answers · 0:16 left · 1.82/s",
+        "sampling 15/40 answers · 0:18 left · 1.43/s",
+        "sampling 20/40 answers · 0:16 left · 1.29/s",
+        "",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from align import pairs
 from align.data.formats import read_preferences
+from align.ground import progress
 from align.ground.errors import AlignError, InputError
-from align.store import Artifact
+from align.store import Artifact, News, live_runs
+from align.watching.shown import of_live
+from align.watching.terminal import headline
 from tests.conftest import COLOURS, THINGS, Pipeline, write_rows
 
 JUDGE = """
@@ -148,3 +152,24 @@ def test_a_judge_that_asks_for_what_is_not_there(
     monkeypatch.setattr("align.stage.workbench.Workbench.load_base", lambda *args: pytest.fail("the base was loaded"))
     with pytest.raises(InputError, match=r"needs 'solution', which it does not get.* the columns colour, note"):
         make(pipeline, tmp_path, "asks")
+
+
+def test_who_looks_on_is_told_how_far_it_is(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While answers are sampled, from another window; the file is gone at the end."""
+    for constant, seconds in {"NEWS": 0.0, "AT_ONCE": 0.0, "REDRAW": 0.01}.items():
+        monkeypatch.setattr(progress, constant, seconds)
+    monkeypatch.setattr(progress, "_TELLER", progress._Teller())
+    heads: list[str] = []
+    work = News.work
+
+    def told(self: News, how_far: str) -> None:
+        work(self, how_far)
+        heads.extend(headline(of_live(run), None) for run in live_runs(pipeline.store, at_work=True))
+
+    monkeypatch.setattr(News, "work", told)
+    make(pipeline, tmp_path, name="mine")
+    sampled = [head for head in heads if head.startswith("mine sampling")]
+    assert sampled and all(re.fullmatch(r"mine sampling \d+/\d+ answers · .* · 0:\d\d so far", h) for h in sampled)
+    assert not live_runs(pipeline.store)

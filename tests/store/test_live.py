@@ -199,3 +199,19 @@ def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.Monkey
     monkeypatch.setattr(News, "_add", lambda self, line: None)
     assert sft.run(config, pipeline.store).digest == made.digest and live_runs(pipeline.store) == []
     assert pipeline.store.verify() == []
+
+
+def test_what_it_is_at_is_read_until_it_is_begun_anew(tmp_path: Path):
+    """Of a run that has not begun, or is done, no file is made."""
+    news = News(tmp_path)
+    news.work("sampling 1/4 answers")
+    assert not (tmp_path / FILE).exists()
+    news.begin("recipe/pairs", "pairs", {})
+    news.work("sampling 2/4 answers")
+    news.work("sampling 3/4 answers")
+    assert (found := read_live(tmp_path)) and (found.at, found.steps) == ("sampling 3/4 answers", 0)
+    news.begin("recipe/pairs", "pairs", {})
+    assert (found := read_live(tmp_path)) and found.at == ""
+    (tmp_path / FILE).unlink()
+    news.work("storing")
+    assert not (tmp_path / FILE).exists() and not news.lost
