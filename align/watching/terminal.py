@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import sys
@@ -61,7 +62,7 @@ def draw(store: Store, ref: str | None, run: LiveRun) -> None:
 def awaited(store: Store, ref: str | None) -> LiveRun | None:
     """A run of that name once it begins; None where there is something else to show. Raises: InputError for what can be
     no run's name."""
-    told = False
+    since, said = time.monotonic(), -1.0
     while ref is not None and not begun(store, ref):
         try:
             store.resolve(ref)
@@ -69,11 +70,23 @@ def awaited(store: Store, ref: str | None) -> LiveRun | None:
         except InputError as error:
             if not is_name(ref) or PREFIX.fullmatch(ref):
                 raise
-            if not told:
-                say(f"{error}\nThis waits until a run of that name begins; Ctrl-C ends it.")
-        told = True
+            waited = time.monotonic() - since
+            if said < 0:
+                say(f"{mistyped(store, ref) or error}\nThis waits until a run of that name begins; Ctrl-C ends it.")
+                said = 0.0
+            elif waited - said >= SELDOM and not Canvas().redraws:
+                print(f"{ref} has not begun · {clock(waited)} so far", flush=True)
+                said = waited
         time.sleep(EVERY)
     return at_work(store, ref)
+
+
+def mistyped(store: Store, ref: str) -> str:
+    """The names of runs and recipes that one of nothing was probably meant to be, in a sentence; "" without any."""
+    names = [*(run.name for run in live_runs(store)), *store.pointers("refs")]
+    known = dict.fromkeys(part for name in names for part in (name.partition("/")[0], name))
+    near = difflib.get_close_matches(ref, known, 3, 0.6)
+    return f"{ref!r} is no run and no recipe in {store.path}; did you mean {' or '.join(near)}?" if near else ""
 
 
 def begun(store: Store, ref: str) -> list[str]:

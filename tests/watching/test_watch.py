@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,6 +205,40 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path):
         run.finish(artifact, {"seconds": 1.0})
     out, _ = process.communicate(timeout=30)
     assert out == "later ████████████████ done, 2 steps · loss 0.25\n" and process.returncode == 0
+
+
+def test_a_wait_offers_near_names_and_says_that_it_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of runs at work and of recipes; in a pipe a line every ten seconds, by hand after 10, 20 and 30. The controls: a
+    name near to none, and a terminal, whose one line stays."""
+    store, seconds = Store(tmp_path), [0.0]
+
+    def passes(_: float) -> None:
+        seconds[0] += 1.0
+        if seconds[0] > 35:
+            raise KeyboardInterrupt
+
+    def waits(ref: str) -> tuple[str, list[str]]:
+        seconds[0] = 0.0
+        with pytest.raises(Stopped):
+            watch(store, ref)
+        out, err = capsys.readouterr()
+        return out, err.splitlines()
+
+    with store.run("a" * 64) as run:
+        run.news.begin("helpful/dpo", "dpo", {})
+        monkeypatch.setattr("align.watching.terminal.time", SimpleNamespace(monotonic=lambda: seconds[0], sleep=passes))
+        out, err = waits("helpfull")
+        assert out.splitlines() == [f"helpfull has not begun · 0:{tens} so far" for tens in (10, 20, 30)]
+        assert err == [
+            f"'helpfull' is no run and no recipe in {tmp_path}; did you mean helpful or helpful/dpo?",
+            "This waits until a run of that name begins; Ctrl-C ends it.",
+        ]
+        assert waits("helpful/dop")[1][0].endswith("did you mean helpful/dpo or helpful?")
+        assert waits("zzz")[1][0] == f"'zzz' is no ref and no digest in {tmp_path}; `align ls` lists what is there."
+        monkeypatch.setattr("align.watching.terminal.Canvas", lambda: SimpleNamespace(redraws=True))
+        assert waits("helpfull") == ("", err)
 
 
 def test_a_wait_ends_by_ctrl_c(tmp_path: Path):
