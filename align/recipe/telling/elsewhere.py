@@ -12,14 +12,15 @@ TRAINING = "all that train"
 
 
 class Alias(NamedTuple):
-    """What tools call so, our setting, the stages that have it (none for all that train), and a note; without a setting
-    the note says why there is none."""
+    """What tools call so, our setting, the stages that have it (none for all that train), a note, and the values there
+    that this setting is for, none for all; without a setting the note says why there is none."""
 
     theirs: tuple[str, ...]
     tools: tuple[str, ...]
     ours: str | None
     stages: tuple[str, ...]
     note: str
+    values: tuple[str, ...] = ()
 
 
 def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = str) -> str | None:
@@ -40,7 +41,7 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     here = [row for row in here if row.stages] or here  # what is meant for these stages, before what all have
     rows = here or [row for row in ours if row.ours == key] or ours
     tools = [*dict.fromkeys(tool for row in rows for tool in row.tools)]
-    names = " or ".join(dict.fromkeys(spell(row.ours) if here else row.ours for row in rows if row.ours))
+    names = _here(rows, spell) if here else " or ".join(dict.fromkeys(row.ours for row in rows if row.ours))
     stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or ["stages that train"]
     is_one = len(stages) == 1 and bool(rows[0].stages)
     owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
@@ -49,7 +50,19 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     notes = [f" ({row.note})" for row in rows if row.note]
     of_one = len({row.stages for row in rows}) == 1  # what is said of one stage may not hold for another
     note = ("".join(notes[:1]) if of_one else "") if here else owners
-    return f"{key} of {_and(tools)} is {names}{' here' * bool(here)}{note}."
+    return f"{key} of {_and(tools)} is {names}{note}."
+
+
+def _here(rows: list[Alias], spell: Callable[[str], str]) -> str:
+    """Our settings as they are written, last what is for some values alone."""
+    always = {row.ours for row in rows if not row.values}
+    names = dict.fromkeys(spell(row.ours) for row in rows if row.ours and row.ours in always)
+    some: dict[str, list[str]] = {}
+    for row in rows:
+        if row.ours and row.ours not in always:
+            some.setdefault(spell(row.ours), []).extend(row.values)
+    whole = [f"{' or '.join(names)} here"] if names else []
+    return ", or ".join([*whole, *(f"{name} for {_and(values, 'or')}" for name, values in some.items())])
 
 
 def ours(name: str, has: Callable[[str], bool]) -> list[str]:
@@ -63,8 +76,8 @@ def _called(name: str) -> tuple[str, list[Alias]]:
     return key, [row for row in _rows() if key in row.theirs]
 
 
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+def _and(words: list[str], last: str = "and") -> str:
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 @cache
@@ -88,9 +101,10 @@ def _read(tool: str, cells: list[str]) -> Iterator[Alias]:
     if len(cells) == 3:
         yield Alias(theirs, tuple(cells[1].split(", ")), None, (), cells[2])
         return
+    values = tuple(_names(" ".join(re.findall(r"\(([^)]*)\)", cells[0]))))
     stages = () if cells[2] == TRAINING else tuple(_names(cells[2]))
     for ours in _names(cells[1]):
-        yield Alias(theirs, (tool,), ours, stages, cells[3])
+        yield Alias(theirs, (tool,), ours, stages, cells[3], values)
 
 
 def _cells(line: str) -> list[str]:
