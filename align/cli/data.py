@@ -15,6 +15,7 @@ from align.data.shapes.keys import KNOWN
 from align.data.tools import findings, kinds
 from align.data.tools.canonical import new_file
 from align.ground.errors import InputError
+from align.ground.progress import Task
 from align.ground.terminal import print_result, say
 from align.inputs.bases import find_base
 from align.inputs.fit import find_data
@@ -59,7 +60,8 @@ def base(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace, file: str) -> tuple[str, Records[Any]]:
     """(kind, records) of a file, or of a data artifact."""
     path = find_data(Store(args.store), "FILE", file).path
-    records = kinds.ReadAs(args.read_as)(path, args.bad_rows, None, columns_of(args), args.shape)
+    with Task(f"reading {path.name}"):
+        records = kinds.ReadAs(args.read_as)(path, args.bad_rows, None, columns_of(args), args.shape)
     return kinds.kind_of(records[0]), records
 
 
@@ -76,7 +78,8 @@ def columns_of(args: argparse.Namespace) -> dict[str, str]:
 
 def renderer_of(args: argparse.Namespace) -> tuple[Renderer, int]:
     """(what renders for the base, without a limit, the base's context)."""
-    from align.rendering.render import load_renderer
+    with Task("loading libraries"):
+        from align.rendering.render import load_renderer
 
     found = find_base(Base(model=args.base), Store(args.store))
     special: Any = "keep"

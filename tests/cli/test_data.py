@@ -10,6 +10,7 @@ import pytest
 from align.cli import data
 from align.cli.command import dispatch
 from align.data.files.sources import data_digest
+from align.ground import progress
 from align.ground.errors import InputError
 from align.inputs.fit import Data
 from align.stage import question
@@ -35,6 +36,27 @@ def test_inspect(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
         dispatch(["data", "inspect", rows])
     dispatch(["data", "inspect", rows, "--columns.prompt", "ask"])
     assert "read as 20 of sft" in capsys.readouterr().out
+
+
+def test_inspect_tells_what_takes_its_time(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, in its order, of a base; without one nothing is loaded (the control)."""
+    titles: list[str] = []
+    begin = progress._Teller.begin
+
+    def noted(self: progress._Teller, work: progress.Work) -> None:
+        begin(self, work)
+        titles.append(work.title)
+
+    monkeypatch.setattr(progress._Teller, "begin", noted)
+    words = ["data", "inspect", rows, "--columns.prompt", "ask"]
+    dispatch(words)
+    plain = [*dict.fromkeys(titles)]
+    assert plain == ["data inspect", f"data inspect: reading {Path(rows).name}"]
+    titles.clear()
+    dispatch([*words, "--base", TINY])
+    loads = [title for title in dict.fromkeys(titles) if title not in plain and "hashing" not in title]
+    parts = ("loading libraries", "loading the tokenizer", "rendering")
+    assert loads == [f"data inspect: {what}" for what in parts]
 
 
 def test_convert_split_and_mix(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
