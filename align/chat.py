@@ -2,9 +2,9 @@
 
 Reads a line, prints the answer as it is sampled, keeps the dialogue. `align chat my-sft my-dpo` asks both the same, and
 `align chat FOLDER my-sft` the bare model in FOLDER, too; a merged model beside an adapter is a second base in memory.
-/help lists what else can be said. Ctrl-C ends an answer, and at the prompt the talk, as /quit and the end of input do.
-Answers are sampled from the model's own distribution; `--temperature 0` takes the likeliest token each time. Nothing is
-stored but by /save.
+/help lists what else can be said. Ctrl-C ends an answer, and twice at the prompt the talk, as /quit and the end of
+input do. Answers are sampled from the model's own distribution; `--temperature 0` takes the likeliest token each time.
+Nothing is stored but by /save.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Talk:
 
     def help(self, _: str) -> None:
         said = {f"{word} {verb.takes}": verb.does for word, verb in VERBS.items()}
-        said["/quit"] = "end, as the end of input (Ctrl-D) and Ctrl-C at the prompt do"
+        said["/quit"] = "end, as the end of input (Ctrl-D) and Ctrl-C twice at the prompt do"
         said["Ctrl-C"] = "end an answer before its end; what was said of it stays"
         say("\n".join(f"{word:<13} {does}" for word, does in said.items()))
 
@@ -293,7 +293,7 @@ def main() -> None:
         configs = bases.on_bases(STAGE, parsed.config, store)
         talk(*(Workbench(prepare(STAGE, c, store)) for c in configs), turned=is_turned(parsed.config, configs[0]))
 
-    guarded(body)
+    guarded(body, "stopped")
 
 
 if __name__ == "__main__":

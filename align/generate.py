@@ -18,7 +18,8 @@ from align.data.formats import read_kept_prompts
 from align.ground import ranks
 from align.ground.disk import write_file
 from align.ground.errors import AlignError, InputError
-from align.ground.terminal import guarded, prose, say
+from align.ground.progress import Work
+from align.ground.terminal import ANEW, guarded, prose, say
 from align.inputs.fit import check_out
 from align.recipe import (
     Count,
@@ -115,10 +116,13 @@ def main() -> None:
             raise InputError("generate works in one process, as each writes all answers. Start it without torchrun.")
         store = Store(parsed.config.store)
         if parsed.dry_run:
+            with Work(STAGE.name):
+                planned = plan(STAGE, parsed.config, store)
             with prose():
-                print(plan(STAGE, parsed.config, store))
+                print(planned)
             return
-        rows = run(parsed.config, store)
+        with Work(STAGE.name):
+            rows = run(parsed.config, store)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if parsed.config.out:
             write_out(parsed.config.out, text)
@@ -126,7 +130,7 @@ def main() -> None:
             sys.stdout.write(text)
         say(f"{len(rows):,} answers, {sum(r['ended'] for r in rows) / max(len(rows), 1):.1%} ended by themselves")
 
-    guarded(body)
+    guarded(body, ANEW)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Config(settings.RLConfig):
     loss: Literal["clip", "cispo", "sapo", "vespo", "gmpo"] = "clip"
     """What is made of the policy ratio (papers: align/losses/grpo.py): clip, PPO's; cispo limits it as a weight, so
     that no token loses its gradient; sapo has a soft gate in the place of the clip; vespo weighs whole answers, for
-    rollouts that are old; gmpo takes the geometric mean of an answer's ratios. TRL has `normalise: token` with cispo
+    many steps to a rollout; gmpo takes the geometric mean of an answer's ratios. TRL has `normalise: token` with cispo
     and vespo."""
     clip: PositiveFloat = 0.2
     """Policy ratio is clipped to 1 - clip below, and to 1 + clip above; gmpo clips its logarithm to +- clip (0.4 in its
@@ -148,6 +148,11 @@ class Config(settings.RLConfig):
             found.append(
                 "top_entropy_quantile leaves tokens out, but loss is gmpo, which takes an answer as a whole. Leave one "
                 "of them out."
+            )
+        if loss == "gmpo" and str(given.get("importance")).startswith("token"):
+            found.append(
+                f"importance is {given['importance']}, by which tokens weigh apart, but loss is gmpo, which takes an "
+                "answer as a whole. Leave one of them out, or weigh by sequence."
             )
         if loss == "vespo" and given.get("importance") is not None:
             found.append(

@@ -37,7 +37,7 @@ class Config(settings.PreferenceConfig):
     """By how much the chosen completion's reward is to be the higher (0.3 to 1.6 in the paper)."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of pairs assumed to be labelled the wrong way round."""
-    alphapo_alpha: float = 0.0
+    alphapo_alpha: float = Field(default=0.0, ge=-2.0, le=2.0)
     """AlphaPO's alpha: above 0 an unlikely answer loses more reward than by its log-prob, below 0 less; 0 is SimPO."""
     sft_coef: NonNegativeFloat = 0.0
     """Weight of the chosen completions' mean next-token loss beside it, which holds them up."""

@@ -224,13 +224,14 @@ def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def run_align(
-    *words: str | Path, code: int = 0, cwd: Path | None = None, stdin: str = ""
+    *words: str | Path, code: int = 0, cwd: Path | None = None, stdin: str = "", store: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The `align` command in a process of its own, which must exit with `code`."""
+    """The `align` command in a process of its own, which must exit with `code`; `store` is its $ALIGN_STORE."""
     environment = {k: v for k, v in os.environ.items() if k != "ALIGN_STORE"} | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
+    environment |= {"ALIGN_STORE": str(store)} if store else {}
     done = forked.run([*map(str, words)], cwd or ROOT, environment, stdin)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 
@@ -54,8 +55,9 @@ def ls(args: argparse.Namespace) -> None:
     if args.reverse and not args.sort:
         raise InputError("--reverse turns the order of --sort round; name a column: --sort beta --reverse.")
     store = Store(args.store)
-    if args.store and not store.path.exists():  # which is mistyped, where the usual one is not made yet
-        _existing(args.store)
+    empty = store.path.is_dir() and not any(store.path.iterdir())
+    if (args.store or os.environ.get("ALIGN_STORE")) and not empty:
+        _existing(args.store)  # or it is mistyped, where the usual one is not made yet
     rows = ls_rows(store, named(store, args.names), size=args.size)
     show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
     shown: list[Column] = []

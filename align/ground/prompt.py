@@ -54,11 +54,13 @@ def listening(interrupts: Interrupts) -> Iterator[None]:
 
 
 def read_line(interrupts: Interrupts) -> str | None:
-    """The next line that says something; None at the end. A line in another encoding is left out, and that is said."""
+    """The next line that says something; None at the end, and after Ctrl-C twice. A line in another encoding is left
+    out, and that is said."""
     talks = sys.stdin.isatty()
     with suppress(ImportError):  # not every Python has it
         if talks:
             import readline  # noqa: F401  lines can be edited, and earlier ones called back
+    warned = False
     while True:
         prompt = "> " if talks else ""
         if prompt and not sys.stdout.isatty():  # answers go to a file, and this does not
@@ -67,7 +69,15 @@ def read_line(interrupts: Interrupts) -> str | None:
         try:
             with interrupts.prompting():
                 line = input(prompt).rstrip()
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:  # it may have been meant for an answer that had just ended
+            if talks:
+                on_stderr("")
+            if warned or not talks:
+                return None
+            say("Ctrl-C once more to leave; /save FILE keeps what was said")
+            warned = True
+            continue
+        except EOFError:
             if talks:
                 on_stderr("")
             return None

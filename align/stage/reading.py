@@ -166,7 +166,7 @@ def divided(bench: Workbench, looked: Looked) -> tuple[list[Any], list[Any]]:
     kept, left = leave_out(records, {opening(p) for p in looked.get("hold_out", [])} if share is None else share)
     if records and looked["data"].whole:
         check_kept(kept, len(records), bench.title)
-    if "eval_data" in looked or hasattr(config, "rollout_size"):
+    if getattr(config, "eval_data", None) or hasattr(config, "rollout_size"):  # the former may be still to be made
         return mixture.ahead(bench, looked.get("data"), kept), list(looked.get("eval_data", []))
     train, held_out = measured_apart(config, kept, left)
     if records and looked["data"].whole:

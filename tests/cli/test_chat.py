@@ -26,8 +26,8 @@ from align import best_of_n, chat, dpo, evaluate, merge, pairs
 from align.data.formats import read_conversations
 from align.ground import progress
 from align.ground.errors import InputError
-from align.ground.prompt import Interrupted, Interrupts, listening
-from align.ground.terminal import say
+from align.ground.prompt import Interrupted, Interrupts, listening, read_line
+from align.ground.terminal import SCREEN, say
 from align.models import precision
 from align.models.precision import DTYPES
 from align.recipe import StageConfig
@@ -99,11 +99,13 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def ended(self) -> int:
-        """The exit code after Ctrl-C at the prompt. Pressed again where it was not heard: CPython's `input` misses one
-        that comes after the prompt is shown and before it listens."""
+        """The exit code after Ctrl-C twice at the prompt. Pressed again where it was not heard: CPython's `input`
+        misses one that comes after the prompt is shown and before it listens."""
         for _ in range(6):
-            with suppress(OSError):  # the terminal goes with its process
-                self.type("\x03")
+            for _ in range(2):
+                with suppress(OSError):  # the terminal goes with its process
+                    self.type("\x03")
+                time.sleep(0.2)
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(timeout=20)
         self.process.kill()
@@ -116,6 +118,7 @@ def test_a_pipe_is_told_that_chat_loads(monkeypatch: pytest.MonkeyPatch, capsys:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=True)
     assert found.stdout == b"1.0\n"  # which tests set higher
     monkeypatch.setattr(progress, "_TELLER", progress._Teller())
+    monkeypatch.setattr(SCREEN, "closed", False)  # as a command that ended in this process leaves it
     for constant, seconds in {"FIRST": 0.2, "AT_ONCE": 0.0, "REDRAW": 0.02}.items():
         monkeypatch.setattr(progress, constant, seconds)
     said = []
@@ -308,23 +311,39 @@ def test_what_can_be_said_beside_questions(trained: Pipeline, tmp_path: Path):
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_talk(trained: Pipeline):
-    """In a terminal, where the answer comes as it is sampled: the talk goes on, with what was said; at the prompt it
-    ends, as it should."""
+    """In a terminal, where the answer comes as it is sampled: the talk goes on, with what was said, also where the
+    answer had just ended; twice at the prompt it ends, as it should."""
     for _ in range(10):
         terminal = Terminal(["chat", "tiny/sft", *greedy(trained)])
         terminal.until("> ")
         terminal.type("Hello\r")
         terminal.until("Hello\r\n")
         terminal.type("\x03")
-        with suppress(OSError):  # the answer may be over before the signal arrives, which then ends the talk
-            if "ended; /retry samples it again" in terminal.until("> "):
-                break
-        terminal.ended()
+        if "ended; /retry samples it again" in terminal.until("> "):
+            break
+        terminal.ended()  # the answer was over before the signal arrived
     else:
         pytest.fail("every answer ran to its end")
     terminal.type("/reset\r")
     terminal.until("> ")
     assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize(("at", "said"), [(True, ["hello", None]), (False, [None])])
+def test_ctrl_c_at_the_prompt(at: bool, said: list[str | None], monkeypatch: pytest.MonkeyPatch):
+    """It may have come a moment after the answer: in a terminal the talk ends by two of them in a row, and by one that
+    is meant for a process in a pipe."""
+    typed = iter([KeyboardInterrupt, "hello", KeyboardInterrupt, KeyboardInterrupt] if at else [KeyboardInterrupt])
+
+    def read(prompt: str) -> str:
+        key = next(typed)
+        if not isinstance(key, str):
+            raise key
+        return key
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: at, raising=False)
+    assert [read_line(Interrupts()) for _ in said] == said and not list(typed)
 
 
 def test_an_interrupt_waits_for_a_token():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import align
 from align.data.formats import read_conversations
 from align.data.split import split_by_prompt
 from align.ground.errors import InputError
@@ -44,3 +45,23 @@ def test_a_held_out_row_that_the_run_refuses(tmp_path: Path, fault: str, held: s
             refuse()
         messages.append(str(error.value))
     assert messages[0] == messages[1]
+
+
+def test_rows_to_measure_on_that_are_still_to_be_made(tmp_path: Path) -> None:
+    """None of the others is held out in their place: of one prompt all rows are left to train on. The control: without
+    them there is nothing to measure on."""
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    write_rows(tmp_path / "one.jsonl", ROWS[:1])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""\
+name: r
+base: {ROOT / "data/tiny-base"}
+precision: fp32
+stages:
+  side: {{kind: split, data: rows.jsonl, side: held, fraction: 0.25}}
+  sft: {{data: one.jsonl, eval_data: side, eval_steps: 1, max_steps: 2}}
+""")
+    store = Store(tmp_path / "store")
+    align.run(recipe, store, dry_run=True)
+    with pytest.raises(InputError, match="eval_steps is set, but no record is held out"):
+        align.run(recipe, store, dry_run=True, overrides=["stages.sft.eval_data=null"])

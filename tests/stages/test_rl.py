@@ -192,6 +192,7 @@ def test_what_settings_refuse() -> None:
             "loss is gmpo, which takes an answer as a whole",
         ),
         ({"reward": "r", "loss": "vespo", "importance": "token_mask"}, "importance would weigh it once more"),
+        ({"reward": "r", "loss": "gmpo", "importance": "token_mask"}, "by which tokens weigh apart, but loss is gmpo"),
     ):
         with pytest.raises(ValidationError) as error:
             grpo.Config(**plain, **changes)

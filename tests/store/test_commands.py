@@ -404,9 +404,15 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
 
 def test_a_store_that_was_named_and_is_not_there(tmp_path: Path):
     """Negative controls: a folder that is there and holds nothing yet, and the usual store before anything is made."""
-    done = run_align("ls", "--store", tmp_path / "mistyped", code=2)
-    assert done.stdout == "" and done.stderr.startswith(f"there is no store at {tmp_path / 'mistyped'}. Name one")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rows.jsonl").write_text("{}")
     (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "mistyped", tmp_path / "data"):
+        for done in (
+            run_align("ls", "--store", wrong, code=2),
+            run_align("ls", code=2, store=wrong),
+        ):
+            assert done.stdout == "" and done.stderr.startswith(f"there is no store at {wrong}. Name one")
     for flags in (["--store", tmp_path / "empty"], []):
         assert run_align("ls", *flags, cwd=tmp_path).stdout.endswith(" holds no named artifact yet.\n")
     assert not (tmp_path / "mistyped").exists()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from align import blend, merge, sft
+from align import blend, generate, merge, sft
 from align.ground import progress
 from align.training.telling.progress import FEWEST, Steps
 from tests.conftest import Pipeline
@@ -114,6 +115,20 @@ def test_blending_and_comparing_are_told_by_name(pipeline: Pipeline, titles: lis
     assert sorted(wanted, key=titles.index) == wanted and "computing logits" not in titles
     merge.run(merge.Config(parent="mine", name="merged"), pipeline.store)
     assert titles.count("merged: computing logits") == 2  # before it is merged, and of what was written
+
+
+def test_generating_is_told_by_name(pipeline: Pipeline, titles: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Parts are told only within a whole: `generate` said nothing for the minutes that a real base takes. Negative
+    control: without one the part has no whole's name."""
+    data = pipeline.recipe.parent / "prompts.jsonl"
+    flags = ["--data", data, "--limit", "1", "--max_new_tokens", "2", "--threads", "1", "--store", pipeline.store.path]
+    monkeypatch.setattr(sys, "argv", ["generate", "tiny/sft", *map(str, flags)])
+    generate.main()
+    wanted = ["generate", "generate: loading the tokenizer"]
+    wanted += [f"generate: loading artifact {pipeline.made['pretrain'].short}", "generate: sampling"]
+    assert sorted(wanted, key=titles.index) == wanted
+    with progress.Task("alone"):
+        assert titles[-1] == "alone"
 
 
 def test_what_ended_early_has_no_time_left():
