@@ -1,5 +1,6 @@
 """Which method when: each trained on the quickstart's world, and held against its SFT by the gold judge.  `python -m
-tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only DPO KTO] [--threads 1] [--store DIR] [--json FILE]`
+tests.benchmarks.methods [--steps 144] [--seeds 0 1 2] [--only DPO KTO] [--sft_coef 0.2] [--threads 1] [--store DIR]
+[--json FILE]`
 
 Makes the recipe's `sft`, `pairs` and `reward` for each seed, trains every method from that SFT on those pairs (KTO on
 their answers one by one, online DPO on the prompts by that reward, SFT on the best of eight answers by it, distillation
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,8 +29,8 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "conservative DPO": ("dpo", PAIRS, {"beta": 0.3, "label_smoothing": 0.1}),
     "robust DPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "robust", "label_smoothing": 0.1}),
     "beta-DPO": ("dpo", PAIRS, {"beta": 0.3, "dynamic_beta": 0.6}),
-    "IPO": ("dpo", PAIRS, {"beta": 0.3, "loss": "ipo"}),
-    "DPO per token": ("dpo", PAIRS, {"beta": 3.0, "loss": "sigmoid_norm"}),
+    "IPO": ("dpo", PAIRS, {"beta": 1.0, "loss": "ipo"}),
+    "DPO per token": ("dpo", PAIRS, {"beta": 6.0, "loss": "sigmoid_norm"}),
     "hinge": ("dpo", PAIRS, {"beta": 0.3, "loss": "hinge"}),
     "APO zero": ("dpo", PAIRS, {"beta": 0.3, "loss": "apo_zero"}),
     "NCA": ("dpo", PAIRS, {"beta": 0.3, "loss": "nca_pair"}),
@@ -48,9 +49,9 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 SHARED: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
 
 
-def label(method: str) -> str:
-    """What a method is called in the store."""
-    return method.lower().replace(" ", "-")
+def label(method: str, beside: Mapping[str, float]) -> str:
+    """What a method is called in the store, with the settings beside its own."""
+    return "-".join([method.lower().replace(" ", "-"), *(f"{key}-{value}" for key, value in beside.items())])
 
 
 def labelled(pairs: Artifact, store: Store, folder: Path) -> Path:
@@ -102,9 +103,17 @@ def chosen(pairs: Artifact, store: Store, folder: Path) -> Path:
 
 
 def train(
-    seed: int, methods: Sequence[str], steps: int, threads: int, store: Store, recipe: Path
+    seed: int,
+    methods: Sequence[str],
+    steps: int,
+    threads: int,
+    store: Store,
+    recipe: Path,
+    beside: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer."""
+    """Method -> its gold win rate over SFT with both ends of the interval, and its KL from SFT in nats per answer.
+    `beside`: settings of `dpo` beside those of each method."""
+    names = {m: label(m, beside if METHODS[m][0] == "dpo" else {}) for m in methods}
     loaded = pipeline.load(recipe, [f"name=methods-{seed}", f"seed={seed}", f"threads={threads}"])
     by_reward = {PROMPTS, BEST} & {METHODS[method][1] for method in methods}
     made = align.run(loaded, store, until="reward" if by_reward else "pairs")
@@ -114,18 +123,19 @@ def train(
         given = {
             **SHARED,
             **settings,
+            **(beside if stage == "dpo" else {}),
             "threads": threads,
             "parent": made["sft"].digest,
             "max_steps": steps,
             **inputs(reads, made, store, seed, loaded.stages["pairs"].config),
         }
-        module.run(module.Config(name=f"methods-{seed}/{label(method)}", seed=seed, **given), store)
+        module.run(module.Config(name=f"methods-{seed}/{names[method]}", seed=seed, **given), store)
     report: Any = loaded.stages["report"].config
     compared = evaluate.run(
         evaluate.Config(
-            name=f"methods-{seed}/report",
+            name=f"methods-{seed}/{label('report', beside)}",
             seed=seed,
-            compare=[f"methods-{seed}/sft", *(f"methods-{seed}/{label(m)}" for m in methods)],
+            compare=[f"methods-{seed}/sft", *(f"methods-{seed}/{name}" for name in names.values())],
             include_base=False,
             data=report.data,
             judges={"gold": report.judges["gold"]},
@@ -138,9 +148,9 @@ def train(
     )
     found = {}
     for method in methods:
-        key = f"{label(method)}/win_rate_vs_sft"
+        key = f"{names[method]}/win_rate_vs_sft"
         low, high = compared.metrics[f"{key}_ci95"]
-        kl = compared.metrics.get(f"{label(method)}/kl", float("nan"))
+        kl = compared.metrics.get(f"{names[method]}/kl", float("nan"))
         found[method] = {"win rate": compared.metrics[key], "low": low, "high": high, "kl": kl}
     return found
 
@@ -165,12 +175,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=144)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--sft_coef", type=float, help="of all methods of dpo, beside what each has")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--store")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     store = Store(args.store)
-    found = {seed: train(seed, args.only, args.steps, args.threads, store, args.recipe) for seed in args.seeds}
+    beside = {"sft_coef": args.sft_coef} if args.sft_coef else {}
+    given = (args.steps, args.threads, store, args.recipe, beside)
+    found = {seed: train(seed, args.only, *given) for seed in args.seeds}
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
