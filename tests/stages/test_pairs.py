@@ -13,6 +13,7 @@ from align import pairs
 from align.data.formats import read_preferences
 from align.ground import progress
 from align.ground.errors import AlignError, InputError
+from align.ground.terminal import SCREEN
 from align.store import Artifact, News, live_runs
 from align.watching.shown import of_live
 from align.watching.terminal import headline
@@ -161,6 +162,7 @@ def test_who_looks_on_is_told_how_far_it_is(
     for constant, seconds in {"NEWS": 0.0, "AT_ONCE": 0.0, "REDRAW": 0.01}.items():
         monkeypatch.setattr(progress, constant, seconds)
     monkeypatch.setattr(progress, "_TELLER", progress._Teller())
+    monkeypatch.setattr(SCREEN, "closed", False)  # as a command that ended in this process leaves it
     heads: list[str] = []
     work = News.work
 

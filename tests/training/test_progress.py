@@ -10,6 +10,7 @@ import pytest
 
 from align import blend, generate, merge, sft
 from align.ground import progress
+from align.ground.terminal import SCREEN
 from align.training.telling.progress import FEWEST, Steps
 from tests.conftest import Pipeline
 
@@ -122,6 +123,7 @@ def test_generating_is_told_by_name(pipeline: Pipeline, titles: list[str], monke
     control: without one the part has no whole's name."""
     data = pipeline.recipe.parent / "prompts.jsonl"
     flags = ["--data", data, "--limit", "1", "--max_new_tokens", "2", "--threads", "1", "--store", pipeline.store.path]
+    monkeypatch.setattr(SCREEN, "closed", False)  # which the command's end sets for good
     monkeypatch.setattr(sys, "argv", ["generate", "tiny/sft", *map(str, flags)])
     generate.main()
     wanted = ["generate", "generate: loading the tokenizer"]
