@@ -55,36 +55,40 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
     Raises: InputError for an input that is missing or does not fit, also of stages whose turn comes later.
     """
     made, seen = dict(made), Ends()
-    steps = []
+    steps: list[Step] = []
     with tempfile.TemporaryDirectory(prefix=".align-") as place:
         expected = Expected(store, Path(place))
-        _look_at_files(recipe, names, made, store, expected, seen)
+        done = _look_at_files(recipe, names, made, store, expected, seen)
+        made |= done
         for name in names:
-            step = _ahead(recipe, name, made, store, expected, seen)
-            steps.append(step)
-            if step.done:
-                made[name] = store.made[step.title] = step.done
+            if name in done:
+                steps.append(Step(name, f"{recipe.name}/{name}", bound(recipe, name, made), done[name], ""))
+            else:
+                steps.append(_ahead(recipe, name, made, store, expected, seen))
     return steps
 
 
 def _look_at_files(
     recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact], store: Pinned, expected: Expected, seen: Ends
-) -> None:
+) -> dict[str, Artifact]:
     """Look at the data files of all that is to run before any of it is rehearsed, for which libraries are loaded.
 
+    Returns: what is there already, by the stage.
     Raises: InputError for a row that cannot be used.
     """
-    made = dict(made)
+    found: dict[str, Artifact] = {}
     for name in names:
+        made = {**made, **found}
         entry, config = recipe.stages[name], bound(recipe, name, made)
         stage = stage_of(entry.kind)
         with _told(recipe, name):
             if not _waits(entry, made) and (done := store.asked(prepare(stage, config, expected).key)):
-                made[name] = store.made[f"{recipe.name}/{name}"] = done
+                found[name] = store.made[f"{recipe.name}/{name}"] = done
                 continue
             # a function asks more of rows than their shape, which is right to ask once its inputs are known to fit
             readers = {key: read for key, read in stage.reads(config).items() if not isfunction(read)}
             look(config, readers, {k: find_data(store, k, f).path for k, f in _files(entry).items()}, seen)
+    return found
 
 
 def _waits(entry: recipes.Entry, made: Mapping[str, Artifact]) -> bool:
@@ -116,8 +120,7 @@ def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str
 def _ahead(
     recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned, expected: Expected, seen: Ends
 ) -> Step:
-    """What running one stage would do, rehearsed unless it is done; where it is to run, `expected` gets what it is to
-    make.
+    """What running one stage would do that is not done: it is rehearsed, and `expected` gets what it is to make.
 
     Raises: InputError.
     """
@@ -127,8 +130,6 @@ def _ahead(
     config = bound(recipe, name, made)
     with _told(recipe, name):
         question = prepare(stage, config, expected)
-        if not waiting and (done := store.asked(question.key)):
-            return Step(name, title, config, done, "")
         config.check_parents(question.parents)
         reason = _why_waiting(recipe, name, question, made, store) if waiting else question.why
         looked = look(config, stage.reads(config), question.data, seen)
