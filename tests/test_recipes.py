@@ -112,7 +112,7 @@ def test_planning_looks_at_the_inputs(project: Path):
     """Negative control: without its data, or without its base, a recipe is refused."""
     recipe = project / "recipes/laptop-0.5b.yaml"
     (recipe.parent / "pairs.jsonl").unlink()
-    with pytest.raises(AssertionError, match=r"laptop/reward: data: there is no file .*pairs\.jsonl"):
+    with pytest.raises(AssertionError, match=r"stages\.reward\.data: there is no file .*pairs\.jsonl"):
         dry_run(project, recipe)
     own_data(recipe.parent)
     shutil.rmtree(project / "hub/models--Qwen--Qwen2.5-0.5B-Instruct")

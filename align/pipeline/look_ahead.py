@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import isfunction
 from itertools import takewhile
@@ -29,6 +29,10 @@ from align.stage.ahead.rehearsal import rehearse
 from align.stage.catalogue import stage_of
 from align.stage.question import Question, prepare, settings_of
 from align.store import Artifact
+from align.training.telling import tracker_names
+
+ABOUT = re.compile(r"(?P<setting>[\w.]+)(/\S+)?(: | is )")
+"""What is said of a setting, or of one of the files in it."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,26 @@ def _look_at_files(
     """Look at the data files of all that is to run before any of it is rehearsed, for which libraries are loaded.
 
     Returns: what is there already, by the stage.
-    Raises: InputError for a row that cannot be used.
+    Raises: InputError for all that is missing, does not fit, or holds a row that cannot be used.
     """
     found: dict[str, Artifact] = {}
+    wrong: dict[str, InputError] = {}
     for name in names:
         made = {**made, **found}
         entry, config = recipe.stages[name], bound(recipe, name, made)
         stage = stage_of(entry.kind)
-        with _told(recipe, name):
+        try:
             if not _waits(entry, made) and (done := store.asked(prepare(stage, config, expected).key)):
                 found[name] = store.made[f"{recipe.name}/{name}"] = done
                 continue
             # a function asks more of rows than their shape, which is right to ask once its inputs are known to fit
             readers = {key: read for key, read in stage.reads(config).items() if not isfunction(read)}
             look(config, readers, {k: find_data(store, k, f).path for k, f in _files(entry).items()}, seen)
+            tracker_names.check(getattr(config, "report_to", ()))
+        except InputError as error:
+            wrong[name] = error
+    if wrong:
+        raise _refusal(recipe, wrong)
     return found
 
 
@@ -96,16 +106,33 @@ def _waits(entry: recipes.Entry, made: Mapping[str, Artifact]) -> bool:
     return any(target not in made for targets in entry.inputs.values() for target in targets)
 
 
-@contextmanager
-def _told(recipe: Recipe, name: str) -> Iterator[None]:
-    """What is wrong with a stage names it, and says how the recipe has a file made that is not there."""
-    title = f"{recipe.name}/{name}"
-    try:
-        yield
-    except InputError as error:
-        told = str(error) if str(error).startswith(f"{title}:") else f"{title}: {error}"
-        given = _files(recipe.stages[name])
-        raise InputError(f"{told}{_stage_meant(recipe, name, given, told)}{_how_made(recipe, given, told)}") from error
+def _refusal(recipe: Recipe, wrong: Mapping[str, InputError]) -> InputError:
+    """All that is wrong with stages, in one go; what is said of a run is said of the first of its stage alone. It says
+    how the recipe has files made that are not there."""
+    told: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for name, error in wrong.items():
+        stage, files = recipe.stages[name].stage, _files(recipe.stages[name])
+        said = _placed(recipe, name, str(error))
+        of_a_run = said.startswith(f"{recipe.name}/{name}:")
+        told.setdefault(stage if of_a_run else said, said + _stage_meant(recipe, name, files, said))
+        given |= {f"{name}.{key}": file for key, file in files.items()}
+    text = "\n".join(told.values())
+    return InputError(text + _how_made(recipe, given, text))
+
+
+def _placed(recipe: Recipe, name: str, said: str) -> str:
+    """What is said of a stage, with the line of a setting that it is about, else with the stage's name."""
+    title, entry = f"{recipe.name}/{name}", recipe.stages[name]
+    lines = []
+    for line in said.splitlines():
+        about = ABOUT.match(line)
+        path = tuple(about["setting"].split(".")) if about else ()
+        if about and path[0] in type(entry.config).model_fields:
+            lines.append(f"{recipe.setting(entry.stage, path)}{line[about.end('setting') :]}")
+        else:
+            lines.append(line if lines or line.startswith(f"{title}:") else f"{title}: {line}")
+    return "\n".join(lines)
 
 
 def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str) -> str:
@@ -128,12 +155,14 @@ def _ahead(
     stage = stage_of(entry.kind)
     waiting = _waits(entry, made)
     config = bound(recipe, name, made)
-    with _told(recipe, name):
+    try:
         question = prepare(stage, config, expected)
         config.check_parents(question.parents)
         reason = _why_waiting(recipe, name, question, made, store) if waiting else question.why
         looked = look(config, stage.reads(config), question.data, seen)
         rehearsed = rehearse(question, looked, expected.scratch / name)
+    except InputError as error:
+        raise _refusal(recipe, {name: error}) from error
     parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
     expected.promise(title, makes, rehearsed)

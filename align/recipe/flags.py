@@ -196,7 +196,7 @@ class _Command(Generic[C]):
             near = f"did you mean --{meant}?" if guess else f"see {self.prog} --help all."
             hint = (
                 getattr(self.config, "strangers", {}).get(plain)
-                or elsewhere.hint(plain, partial(words.holds, self.config), self.typed)
+                or elsewhere.hint(plain, partial(words.holds, self.config), self.typed, value)
                 or near
             )
             text = f"--{name} is not a setting of {self.owner}; {hint}"

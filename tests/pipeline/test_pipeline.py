@@ -195,12 +195,13 @@ def test_from_needs_what_comes_before(tmp_path: Path):
         ),
         (
             {"overrides": ["stages.ppo.data=gone.jsonl"]},
-            "tiny/ppo: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
+            "--set stages.ppo.data=gone.jsonl: stages.ppo.data: there is no file {folder}/gone.jsonl, and no data "
+            "artifact of that name in {store}.",
         ),
         (
             {"overrides": ["stages.ppo.data=rewrad"]},
-            "tiny/ppo: data: there is no file rewrad, and no data artifact of that name in {store}. Did you "
-            "mean reward, an earlier stage?",
+            "--set stages.ppo.data=rewrad: stages.ppo.data: there is no file rewrad, and no data artifact of that name "
+            "in {store}. Did you mean reward, an earlier stage?",
         ),
         (
             {"overrides": ["stages.sft.store=one", "stages.dpo.store=one"], "store": None},
@@ -214,6 +215,29 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, change: dict, m
         align.run(recipe, **({"store": store} | change))
     assert str(error.value) == message.format(recipe=recipe, folder=tmp_path, store=store.path)
     assert not store.path.exists()
+
+
+def test_all_that_is_missing_is_told_in_one_go_with_its_line(tmp_path: Path):
+    """Of a swept stage once. Negative control: the same recipe without the mistakes is looked at to its end."""
+    recipe, store = write_world(tmp_path), Store(tmp_path / "store")
+    right = recipe.read_text()
+    given = "sft: {parent: pretrain, data: sft.jsonl"
+    assert given in right
+    recipe.write_text(right.replace(given, "sft: {parent: pretrain, report_to: tensorbord, data: gone.jsonl"))
+    swept = "stages.dpo.beta=0.1,0.2"
+    with pytest.raises(InputError) as error:
+        align.run(load(recipe, ["stages.dpo.data=away.jsonl"], [swept]), store, dry_run=True)
+    line = right[: right.index(given)].count("\n") + 1
+    missing = f"and no data artifact of that name in {store.path}."
+    assert str(error.value).splitlines() == [
+        f"{recipe}:{line}: stages.sft.data: there is no file {tmp_path}/gone.jsonl, {missing}",
+        f"--set stages.dpo.data=away.jsonl: stages.dpo.data: there is no file {tmp_path}/away.jsonl, {missing}",
+    ]
+    recipe.write_text(right.replace(given, "sft: {parent: pretrain, report_to: tensorbord, data: sft.jsonl"))
+    with pytest.raises(InputError, match=f"{line}: stages.sft.report_to: tensorbord is no tracker .*mean tensorboard"):
+        align.run(recipe, store, dry_run=True)
+    recipe.write_text(right)
+    align.run(load(recipe, sweeps=[swept]), store, dry_run=True)
 
 
 def test_data_of_a_stage_then_merge_and_report(pipeline: Pipeline):

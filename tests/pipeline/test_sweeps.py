@@ -69,7 +69,7 @@ def test_a_sweep_makes_only_what_is_new(
 
 def test_the_rehearsal_finds_what_a_variant_cannot_do(pipeline: Pipeline):
     """Before any run; the control is the value that fits."""
-    with pytest.raises(InputError, match=r"tiny/ppo\.data-gone\.jsonl: data: there is no file .*gone\.jsonl"):
+    with pytest.raises(InputError, match=r": stages\.ppo\.data: there is no file .*gone\.jsonl"):
         align.run(load(pipeline.recipe, sweeps=["stages.ppo.data=prompts.jsonl,gone.jsonl"]), pipeline.store)
     assert not [name for name in names(pipeline.store) if "data-" in name]
     done = align.run(load(pipeline.recipe, sweeps=["stages.ppo.data=prompts.jsonl"]), pipeline.store, dry_run=True)

@@ -103,12 +103,14 @@ def test_what_no_tool_calls_so() -> None:
 
 
 def test_one_name_of_several_settings_is_that_of_the_stage() -> None:
-    """`beta` is DPO's, and in GRPO the price of KL; what is for some values alone comes last, with them. Negative
-    control: a stage that has the one alone."""
+    """`beta` is DPO's, and in GRPO the price of KL; what is for some values alone is named for them. Negative
+    controls: another value, and a stage that has the one alone."""
     assert "beta of TRL and axolotl is --kl_coef here." in told("grpo", "--beta", "3")
     said = told("grpo", "--loss_type", "dapo").splitlines()[0]
-    assert said.endswith("loss_type of TRL is --loss here, or --normalise for grpo, dapo, dr_grpo or luspo.")
-    assert told("dpo", "--loss_type", "hinge").endswith("loss_type of TRL is --loss here, or --sft_coef for sft.")
+    assert "loss_type of TRL is --normalise for grpo, dapo, dr_grpo or luspo (`sequence`," in said
+    assert "loss_type of TRL is --loss for cispo, sapo or vespo (" in told("grpo", "--loss_type", "cispo")
+    assert told("dpo", "--loss_type", "hinge").endswith("loss_type of TRL is --loss here.")
+    assert "loss_type of TRL is --sft_coef for sft (" in told("dpo", "--loss_type", "sft")
     assert told("kto", "--loss_type", "apo").endswith("loss_type of TRL is --loss here.")
 
 

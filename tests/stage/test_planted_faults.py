@@ -122,10 +122,18 @@ DIVIDES = r"adapter.block_size is \d+, which does not divide the widths of .* Ta
 ROOM = r"adapter\.\w+ is \d+, and .* has room for \d+ .* Take no more|adapter.*rank is \d, and \w+ needs an even one"
 
 FAULTS: list[tuple[str, Plant, str]] = [
-    *[("after a merge", last(adapter={"method": m, **s}), f"r/last: .*{DIVIDES}") for m, s in METHOD.items()],
+    *[("after a merge", last(adapter={"method": m, **s}), f"stages.last.{DIVIDES}") for m, s in METHOD.items()],
     *[("after a merge", last(adapter={"method": m, **s}), ROOM) for m, s in SIZES.items()],
-    ("stack", last(adapter={"targets": ["q_proj", "nope"]}), r"r/last: adapter.targets: 'nope' .* It has down_proj"),
-    ("stack", last(adapter={"experts": True}), r"r/last: adapter.experts is true, but .* no routed experts; leave it"),
+    (
+        "stack",
+        last(adapter={"targets": ["q_proj", "nope"]}),
+        r"stages\.last\.adapter.targets: 'nope' .* It has down_proj",
+    ),
+    (
+        "stack",
+        last(adapter={"experts": True}),
+        r"stages\.last\.adapter.experts is true, but .* no routed experts; leave it",
+    ),
     ("stack", last(adapter={"method": "oft"}), r"r/last: .*oft cannot be active together .*Merge the parent first"),
     ("sft", first(adapter={"rank": 0}), r"stages.sft.adapter.rank: expected .* found 0"),
     ("dpo", last(data="sft.jsonl"), r"r/last: .*sft.jsonl:1: .*(chosen|rejected)"),
@@ -135,7 +143,7 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ("grpo", last(data="texts.jsonl"), r"r/last: .*texts.jsonl:1: .*prompt"),
     ("pretrain", first(data="pairs.jsonl"), r"r/pre: .*pairs.jsonl:1: "),
     ("two bases", other_base, r"reward .*another base|r/last: reward .* was trained on base .*"),
-    ("two bases", last(data="nowhere-*.jsonl"), r"r/other: data: there is no file .*nowhere-"),
+    ("two bases", last(data="nowhere-*.jsonl"), r"stages\.other\.data: there is no file .*nowhere-"),
     ("dpo", last(loss="ipo", label_smoothing=0.1), r"stages.last.*label_smoothing.* (no effect|ipo)"),
     ("simpo", last(gama=1.0), r"stages.last.gama is not a setting of simpo; did you mean gamma"),
     ("cpo", last(parent="last"), r"stages.last.parent: .*(itself|earlier stage)"),
@@ -150,7 +158,7 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ("evaluate", last(max_new_tokens=250), r"r/report: .*heldout.jsonl:1: .*250 more .* context is 256"),
     ("rloo", last(max_new_tokens=95), r"r/last: .*prompts.jsonl:1: .*95 more are to be sampled"),
     ("evaluate", last(report_to=["wandb"]), r"report_to is not a setting of evaluate"),
-    ("grpo", last(report_to=["wandb"]), r"r/last: report_to: .*wandb.*pip install"),
+    ("grpo", last(report_to=["wandb"]), r"stages\.last\.report_to: .*wandb.*pip install"),
     ("grpo", last(group_size=3), r"stages.last: batch_size .*multiple of group_size"),
     (
         "rloo",
@@ -161,7 +169,7 @@ FAULTS: list[tuple[str, Plant, str]] = [
     ("reinforce_pp", last(judges={}), r"(r/|stages\.)last.*judge"),
     ("merge", last(parent="pop"), r"stages.last.parent: .*pop.*did you mean ppo|pop is not an earlier stage"),
     ("evaluate", last(compare=["sft", "lst"]), r"stages.report.compare: lst is not an earlier stage"),
-    ("sft", beside(base=str(TINY / "nowhere")), r"r/sft: .*nowhere"),
+    ("sft", beside(base=str(TINY / "nowhere")), r":2: base: .*nowhere"),
     ("reward", last(eval_fraction=1.5), r"stages.reward.eval_fraction: expected"),
 ]
 

@@ -150,7 +150,7 @@ LONG = "The ball is red. " * 40
 FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     "compared with nobody": (
         setting("report", against="nobody"),
-        r"r/report: against: 'nobody' is not among what is compared \(sft, dpo, ppo, ",
+        r"stages\.report\.against: 'nobody' is not among what is compared \(sft, dpo, ppo, ",
     ),
     "no such stage compared": (
         setting("report", compare=["sft", "dop"]),
@@ -158,7 +158,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "two columns of one name": (
         setting("report", baselines=["sft"]),
-        r"r/report: baselines: a column of data and an artifact .* called sft",
+        r"stages\.report\.baselines: a column of data and an artifact .* called sft",
     ),
     "a column that is not there": (
         setting("report", baselines=["worst"]),
@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a judge that asks for more": (
         file("judge2.py", "def score(completions, answer, **kwargs): ...", "pairs", judge="judge2.py:score"),
-        r"r/pairs: judge: .*judge2.py:1\) needs 'answer', which it does not get",
+        r"stages\.pairs\.judge: .*judge2.py:1\) needs 'answer', which it does not get",
     ),
     "a judge called by position": (
         file("judge2.py", "def score(completions, /): ...", judges={"g": "judge2.py:score"}),
@@ -196,7 +196,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     "a template that is none": (template("{% for m in"), r"r/sft: chat_template .*template.jinja is no valid Jinja"),
     "a template beside a parent": (
         setting("more", chat_template="plain"),
-        r"r/more: chat_template is set, but r/more has a parent",
+        r"stages\.more\.chat_template is set, but r/more has a parent",
     ),
     "a special token in a late file": (
         row("pairs.jsonl", chosen="It is <|end|> red."),
@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a token that no row holds": (
         setting("sft", new_tokens=["<tool>"]),
-        r"r/sft: new_tokens: no record to train on .* holds '<tool>'",
+        r"stages\.sft\.new_tokens: no record to train on .* holds '<tool>'",
     ),
     "a tensor that is not there": (
         broken_base(None),
@@ -230,10 +230,10 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
         broken_base("model-00002-of-00002.safetensors"),
         r"lacks 1 of 2 weight files: model-00002-of-00002.safetensors",
     ),
-    "a place that is taken": (exported, r"r/merged: out: .*out is not empty"),
+    "a place that is taken": (exported, r"stages\.merged\.out: .*out is not empty"),
     "a weight of nothing": (
         setting("ppo", weights={"gold": 1.0}),
-        r"r/ppo: weights: gold is no reward of this stage; it has reward",
+        r"stages\.ppo\.weights: gold is no reward of this stage; it has reward",
     ),
     "a warm-up without end": (
         setting("ppo", value_warmup=3),
@@ -241,11 +241,11 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a decay longer than the run": (
         setting("more", lr_scheduler="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": 9}),
-        r"r/more: lr_scheduler_kwargs.num_decay_steps is 9 after 1 of warm-up, but the run has 5 steps",
+        r"stages\.more\.lr_scheduler_kwargs.num_decay_steps is 9 after 1 of warm-up, but the run has 5 steps",
     ),
     "no such tracker": (
         setting("more", report_to=["tensorbord"]),
-        r"r/more: report_to: tensorbord is no tracker .*did you mean tensorboard",
+        r"stages\.more\.report_to: tensorbord is no tracker .*did you mean tensorboard",
     ),
     "a reward of another template": (
         lambda folder, recipe: recipe["stages"].update(reward={"data": "pairs.jsonl", "chat_template": "plain"}),
@@ -257,11 +257,11 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "more layers than there are": (
         setting("more", adapter={"layers": 9}),
-        r"r/more: adapter.layers is 9, but the base .* has 4 layers",
+        r"stages\.more\.adapter.layers is 9, but the base .* has 4 layers",
     ),
     "a late file that is not there": (
         setting("more", data="nowhere.jsonl"),
-        r"r/more: data: there is no file .*nowhere.jsonl",
+        r"stages\.more\.data: there is no file .*nowhere.jsonl",
     ),
     "nothing left to train on": (
         setting("ppo", hold_out="prompts.jsonl"),
@@ -287,7 +287,7 @@ def test_a_fault_is_found_before_anything_trains(tmp_path: Path, fault: str) -> 
 def test_a_run_finds_it_too_before_its_first_stage(tmp_path: Path) -> None:
     recipe = healthy(tmp_path)
     setting("report", against="nobody")(tmp_path, recipe)
-    with pytest.raises(InputError, match="r/report: against: 'nobody' is not among"):
+    with pytest.raises(InputError, match=r"stages\.report\.against: 'nobody' is not among"):
         dry_run(tmp_path, recipe, dry=False)
     assert not list(Store(tmp_path / "store").artifacts())
 

@@ -68,7 +68,8 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
         (
             "data: sft.jsonl",
             "data: gone.jsonl",
-            "tiny/sft: data: there is no file {folder}/gone.jsonl, and no data artifact of that name in {store}.",
+            "{recipe}:16: stages.sft.data: there is no file {folder}/gone.jsonl, and no data artifact of that name "
+            "in {store}.",
         ),
         ("seed: 3", "seeed: 3", "{recipe}:2: seeed is not a setting of any stage here; did you mean seed?"),
     ],

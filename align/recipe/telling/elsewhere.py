@@ -23,13 +23,14 @@ class Alias(NamedTuple):
     values: tuple[str, ...] = ()
 
 
-def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = str) -> str | None:
+def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = str, value: object = None) -> str | None:
     """Half a sentence on a setting that another tool calls so: ours, which stages have it, or why there is none; None
     where no tool does.
 
     Args:
         has: whether there is such a setting here.
         spell: how one of ours is written.
+        value: what it was given; where one of ours is for that value, it alone is named.
     """
     key, found = _called(name)
     ours = [row for row in found if row.ours]
@@ -39,6 +40,8 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     if not ours:
         return f"there is nothing to set: {found[0].note}."
     here = [row for row in here if row.stages] or here  # what is meant for these stages, before what all have
+    for_all = [row for row in here if not row.values]
+    here = [row for row in here if value in row.values] or (for_all if value else here) or here
     rows = here or [row for row in ours if row.ours == key] or ours
     tools = [*dict.fromkeys(tool for row in rows for tool in row.tools)]
     names = _here(rows, spell) if here else " or ".join(dict.fromkeys(row.ours for row in rows if row.ours))

@@ -197,7 +197,8 @@ def problems(
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             guess = nearest(path[-1], group.model_fields)
             remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
-            theirs = elsewhere.hint(path[-1], partial(holds, config), lambda ours: name(tuple(ours.split("."))))
+            has, spell = partial(holds, config), lambda ours: name(tuple(ours.split(".")))
+            theirs = elsewhere.hint(path[-1], has, spell, detail["input"])
             remedy = theirs or remedy
             whose = path[-2] if len(path) > 1 else owner
             text = f"{name(path)} is not a setting of {whose}; {remedy}"
