@@ -27,6 +27,7 @@ from align.stage.ahead.dry_run import memory_setup
 from align.stage.ahead.expected import Expected
 from align.stage.ahead.rehearsal import rehearse
 from align.stage.catalogue import stage_of
+from align.stage.layout import as_run
 from align.stage.question import Question, prepare, settings_of
 from align.store import Artifact
 from align.training.telling import tracker_names
@@ -87,9 +88,12 @@ def _look_at_files(
         entry, config = recipe.stages[name], bound(recipe, name, made)
         stage = stage_of(entry.kind)
         try:
-            if not _waits(entry, made) and (done := store.asked(prepare(stage, config, expected).key)):
-                found[name] = store.made[f"{recipe.name}/{name}"] = done
-                continue
+            if not _waits(entry, made):
+                question = as_run(prepare(stage, config, expected))
+                if done := store.asked(question.key):
+                    found[name] = store.made[f"{recipe.name}/{name}"] = done
+                    expected.know(question.base)
+                    continue
             # a function asks more of rows than their shape, which is right to ask once its inputs are known to fit
             readers = {key: read for key, read in stage.reads(config).items() if not isfunction(read)}
             look(config, readers, {k: find_data(store, k, f).path for k, f in _files(entry).items()}, seen)
@@ -156,7 +160,7 @@ def _ahead(
     waiting = _waits(entry, made)
     config = bound(recipe, name, made)
     try:
-        question = prepare(stage, config, expected)
+        question = as_run(prepare(stage, config, expected))
         config.check_parents(question.parents)
         reason = _why_waiting(recipe, name, question, made, store) if waiting else question.why
         looked = look(config, stage.reads(config), question.data, seen)

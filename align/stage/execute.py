@@ -53,8 +53,7 @@ def _execute(stage: Stage[C], config: C, store: Store, told: Work) -> Artifact:
         reading.look_ahead(bench)
     if question.settings.get("precision") == "auto":  # asking for it and for what it turns out to be is one question
         with Task("loading libraries"):
-            settled = {"precision": models.precision.name_of(layout.computes_in(question, "auto")[0])}
-        question = replace(question, settings=question.settings | settled)
+            question = layout.settled(question)
         if alone and (done := find_done(question, "done before, skipped")):
             store.remember(asked, done)
             return done
@@ -70,8 +69,8 @@ def _execute(stage: Stage[C], config: C, store: Store, told: Work) -> Artifact:
             done = store.load(found)
         if done:
             return done
-        if first and question.base is not None and not question.base.in_store:
-            store.note_place(question.base.digest, question.base.path)
+        if first:
+            _note_base(question)
         told.heard = run.news.work
         artifact = answer(replace(bench, question=question), run, asked)
         if alone and artifact:
@@ -170,7 +169,15 @@ def find_done(question: Question, how: str) -> Artifact | None:
     """What is there already for what is asked, named; None where it is to be made."""
     with question.store.writing():  # found and named at once: a name that was removed may have left it to `align gc`
         done = question.store.asked(question.key)
+        if done:
+            _note_base(question)  # which a store does not know that was pulled
         return done and publish(question, done, how)
+
+
+def _note_base(question: Question) -> None:
+    """Keep where the base lies, for what is to build on this."""
+    if question.base is not None and not question.base.in_store:
+        question.store.note_place(question.base.digest, question.base.path)
 
 
 def publish(question: Question, artifact: Artifact, how: str) -> Artifact:

@@ -14,12 +14,15 @@ from align.inputs.bases import width
 from align.recipe import Processes
 from align.recipe.processes import with_rows_for
 from align.stage.question import Question
+from align.stage.why import checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from align.models.precision import Precision
 
+PRECISIONS = ("fp32", "bf16")
+"""What `auto` may turn out to be."""
 PROVEN = ("lora", "rslora")
 """Methods whose adapters are known to compute on a base in shards what they compute on a whole one."""
 
@@ -97,6 +100,28 @@ def computes_in(question: Question, wanted: Precision) -> tuple[torch.dtype, str
         why = f"{' and '.join(in_fp32)} {'was' if len(in_fp32) == 1 else 'were'} trained in fp32"
         return models.precision.DTYPES["fp32"], why
     return models.precision.explain_precision(wanted)
+
+
+def settled(question: Question) -> Question:
+    """The question with the precision that `auto` turns out to be here: asking for either is one question."""
+    if question.settings.get("precision") != "auto":
+        return question
+    return _in(question, models.precision.name_of(computes_in(question, "auto")[0]))
+
+
+def as_run(question: Question) -> Question:
+    """The question as a run comes to ask it, where that finds something in the store: what `auto` turns out to be takes
+    libraries to know, which are loaded only where one of its precisions was asked for, or stopped on its way."""
+    if question.settings.get("precision") == "auto" and any(
+        question.store.asked(other.key) or checkpoint(other.key, question.store)
+        for other in (_in(question, precision) for precision in PRECISIONS)
+    ):
+        return settled(question)
+    return question
+
+
+def _in(question: Question, precision: str) -> Question:
+    return replace(question, settings=question.settings | {"precision": precision})
 
 
 def refuse(question: Question, token_rows: int) -> None:

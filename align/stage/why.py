@@ -15,7 +15,7 @@ def why(asked: Mapping[str, Any], key: str, name: str, store: Store) -> str:
     """The reason in words for a key that was not asked before; `asked` is what the key is the hash of, `name` what the
     result is called."""
     reason = nothing_known(name, store) or _since(asked, store.resolve(name), store)
-    step = _checkpoint(key, store)
+    step = checkpoint(key, store)
     return f"{reason}; it goes on from step {step}" if step else reason
 
 
@@ -42,7 +42,7 @@ def _since(asked: Mapping[str, Any], old: Artifact, store: Store) -> str:
     return "; ".join(_differences(asked, old, store)) or "its name stands for what another run made"
 
 
-def _checkpoint(key: str, store: Store) -> int:
+def checkpoint(key: str, store: Store) -> int:
     """The step that a stopped or killed run of this key left a checkpoint of; 0 where there is none."""
     found = (store.keyed_path("runs", key) / "checkpoints").glob("checkpoint-*")
     return max((int(path.name.split("-")[1]) for path in found), default=0)

@@ -176,10 +176,8 @@ class Workbench:
         wanted: int = getattr(self.config, "max_length", self.context) if max_length is None else max_length
         check_length(self.base, wanted)
         if wanted > self.context:
-            say(
-                f"{self.title}: max_length is {wanted:,}; the context of {self.base.label} is {self.context:,} "
-                "tokens, and so is the limit"
-            )
+            asked = f" (max_length is {wanted:,})" if "max_length" in self.config.model_fields_set else ""
+            say(f"{self.title}: a row has at most {self.context:,} tokens, the context of {self.base.label}{asked}")
         passed = ("truncate", "special_tokens", "bad_rows", "template_date", "new_tokens")
         more = {key: getattr(self.config, key) for key in passed if hasattr(self.config, key)}
         length = min(wanted, self.context)

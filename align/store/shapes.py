@@ -114,8 +114,8 @@ ATTRIBUTES = {
 """What these elements may have: nothing that runs or names another file."""
 TAG = re.compile(r"</([A-Za-z0-9]+)\s*>|<([A-Za-z0-9]+)((?:\s+[A-Za-z0-9-]+=\"[^\"<>]*\")*)\s*/?>")
 """The one way in which a report writes tags."""
-COLOUR = re.compile(r"--colour: var\(--[a-z0-9]+\)")
-"""The one style that an element of a report has of its own."""
+COLOUR = re.compile(r"--colour: var\(--[a-z0-9]+\)(; --dash: [0-9]+px)?")
+"""The one style that an element of a report has of its own: a row's colour, and where it comes again its dashes."""
 FETCHES = re.compile(r"@import|url|image|src|expression|\\", re.IGNORECASE)
 """What of a style sheet could name another file."""
 

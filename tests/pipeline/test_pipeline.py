@@ -282,3 +282,25 @@ def test_recipes_are_checked_whole(tmp_path: Path):
     recipe = write_world(tmp_path)
     with pytest.raises(InputError, match=r"stages\.dpo\.parent: reward makes .*\n.*stages\.ppo\.reward: sft makes"):
         load(recipe, ["stages.ppo.reward=sft", "stages.dpo.parent=reward"])
+
+
+def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Path):
+    """All that was pulled is found done, by a rehearsal and by a run. Negative control: the later stage asked for
+    alone, in a store that was told nothing."""
+    recipe, store = write_world(tmp_path), Store(tmp_path / "store")
+    short = "max_length: 96, max_steps: 1, batch_size: 2"
+    recipe.write_text(
+        f"name: t\nbase: {ROOT / 'data/tiny-base'}\nprecision: fp32\nthreads: 1\nstages:\n"
+        f"  sft: {{data: sft.jsonl, adapter: {{rank: 2}}, {short}}}\n  dpo: {{parent: sft, data: pairs.jsonl, {short}}}\n"
+    )
+    made = align.run(recipe, store)
+    store.push(tmp_path / "far")
+    others = [Store(tmp_path / name) for name in ("one", "two", "three")]
+    for other in others:
+        other.pull(tmp_path / "far")
+    with pytest.raises(InputError, match="is not where it was"):
+        align.run(recipe, others[0], from_="dpo")
+    assert align.run(recipe, others[1], dry_run=True) == made
+    assert align.run(recipe, others[2]) == made
+    assert others[1].place(made["dpo"].base["digest"]) is None, "a rehearsal writes nothing"
+    assert align.run(recipe, others[2], from_="dpo") == {"sft": made["sft"], "dpo": made["dpo"]}

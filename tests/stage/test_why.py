@@ -11,6 +11,7 @@ import pytest
 
 import align
 from align import pairs, ppo, sft
+from align.models.precision import name_of, resolve_precision
 from align.stage import catalogue
 from align.stage.ahead import dry_run as stages
 from align.store import Store
@@ -192,10 +193,27 @@ def test_a_run_that_goes_on_says_from_where(pipeline: Pipeline, monkeypatch: pyt
             raise OSError("pulled the plug")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(StageTrainer, "training_step", training_step)
-    with pytest.raises(OSError, match="pulled"):
-        run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(StageTrainer, "training_step", training_step)
+        for precision in ("fp32", "auto"):
+            with pytest.raises(OSError, match="pulled"):
+                run(pipeline, "sft", max_steps=4, checkpoint_steps=2, precision=precision)
     assert (
         plan(sft.STAGE, settings(pipeline, "sft", max_steps=4), pipeline.store)
         == "tiny/sft: run, max_steps 2 -> 4; it goes on from step 2"
     )
+    auto = settings(pipeline, "sft", max_steps=4, precision="auto")
+    assert plan(sft.STAGE, auto, pipeline.store).endswith("; it goes on from step 2")
+    other = settings(pipeline, "sft", max_steps=5, precision="auto")
+    assert "goes on" not in plan(sft.STAGE, other, pipeline.store), "the control"
+
+
+def test_what_auto_turns_out_to_be_is_there(pipeline: Pipeline) -> None:
+    """A dry run says of `auto` what a run would find, that its precision was asked for by name. Negative control: the
+    other precision is to run."""
+    here = name_of(resolve_precision("auto"))
+    made = run(pipeline, "sft", max_steps=1, precision=here)
+    auto = settings(pipeline, "sft", max_steps=1, precision="auto")
+    assert plan(sft.STAGE, auto, pipeline.store) == f"tiny/sft: skip, {made.short} is there"
+    other = settings(pipeline, "sft", max_steps=1, precision="bf16" if here == "fp32" else "fp32")
+    assert plan(sft.STAGE, other, pipeline.store).startswith("tiny/sft: run, ")

@@ -181,8 +181,8 @@ def test_a_length_beyond_the_context(
     for n, job in jobs.items():
         assert Workbench(job).load_renderer().max_length == min(n, 128)
         said = (
-            f"max_length is {n:,}; the context of artifact {place.made['pretrain'].digest[:12]} is 128 tokens, "
-            "and so is the limit"
+            f"a row has at most 128 tokens, the context of artifact {place.made['pretrain'].digest[:12]} "
+            f"(max_length is {n:,})"
         )
         assert (said in capsys.readouterr().err) == (n == 4096)
 

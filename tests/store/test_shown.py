@@ -74,13 +74,13 @@ def test_our_own_page_passes_the_door(tmp_path: Path) -> None:
     """The most hostile answers make a page that the door takes, of our elements alone, under a policy that runs and
     fetches nothing."""
     evil = "<script>1</script><img src=x onerror=1>\x1b[2J\x00\u202e<!-- </pre> -->"
-    sample = Sample(evil, {"a": ShownAnswer(evil, 1.0), "b": ShownAnswer(evil)})
-    curves = {"a": {evil: [(1.0, 2.0), (2.0, 3.0)]}}
-    page = html(
-        Report(
-            evil, ["a", "b"], {"a/gold": 0.5, "b/gold": 0.25}, samples=[sample], curves=curves, lineage=evil, note=evil
-        )
-    )
+    rows = ["a", "b", *(f"dpo.beta-{i}" for i in range(30))]  # so many that colours come again
+    sample = Sample(evil, {"a": ShownAnswer(evil, 1.0), "b": ShownAnswer(evil)} | {r: ShownAnswer(r) for r in rows[2:]})
+    curves = {row: {evil: [(1.0, 2.0), (2.0, 3.0)]} for row in rows}
+    figures = {f"{row}/gold": i / 40 for i, row in enumerate(rows)}
+    figures_ci = {f"{row}/gold_ci95": [i / 40, i / 40 + 0.01] for i, row in enumerate(rows)}
+    page = html(Report(evil, rows, figures | figures_ci, samples=[sample], curves=curves, lineage=evil, note=evil))
+    assert "; --dash: " in page
     tags = Tags(page)
     assert page.startswith(PAGE) and "default-src 'none'" in tags.policy and tags.handlers == []
     assert set(tags.found) <= ELEMENTS | {"meta"} and {"svg", "pre", "table"} <= set(tags.found)

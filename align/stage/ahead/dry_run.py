@@ -15,6 +15,7 @@ from align.report.code import WHOLE
 from align.stage.ahead.expected import Expected
 from align.stage.ahead.rehearsal import rehearse
 from align.stage.describe import C, Stage
+from align.stage.layout import as_run
 from align.stage.question import prepare
 from align.store import Store
 
@@ -42,7 +43,7 @@ def plan(stage: Stage[C], config: C, store: Store) -> Outlook:
     """
     with tempfile.TemporaryDirectory(prefix=".align-") as place:
         expected = Expected(store, Path(place))
-        question = prepare(stage, config, expected)
+        question = as_run(prepare(stage, config, expected))
         if done := store.asked(question.key):
             return Outlook(
                 [f"{question.title}: skip, {done.short} is there"], [], look(config, stage.reads(config), question.data)

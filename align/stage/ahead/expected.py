@@ -22,6 +22,7 @@ from align.store import Artifact, Store
 from align.store.artifact import FileRecord
 
 if TYPE_CHECKING:
+    from align.inputs.bases import BaseModel
     from align.rendering.render import Renderer
     from align.stage.ahead.rehearsal import Rehearsed
 
@@ -65,6 +66,11 @@ class Expected(Store):
 
     def resolve(self, name: Artifact | str) -> Artifact:
         return self.promised.get(str(name)) or self.store.resolve(name)
+
+    def know(self, base: BaseModel | None) -> None:
+        """Where a base lies that a stage names: what builds on the stage finds it there."""
+        if base is not None and not base.in_store:
+            self.places[base.digest] = base.path
 
     def load(self, digest: str) -> Artifact:
         return self.promised.get(digest) or self.store.load(digest)
@@ -122,8 +128,7 @@ class Expected(Store):
             files=files or {"data.jsonl": NO_FILE},
         )
         self.promised |= {name: made, digest: made}
-        if bench.question.base is not None and not bench.base.in_store:
-            self.places[bench.base.digest] = bench.base.path
+        self.know(bench.question.base)
 
 
 def _adapters(bench: Workbench) -> int:
