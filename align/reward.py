@@ -177,6 +177,7 @@ def train(bench: Workbench) -> Outcome:
     guard = supervised.Guard(config, bench.title, roles, held_out, found, supervised.UNTRAINED)
     history, cost = learning.fit(bench, roles, step_loss, examples, guard, show=("accuracy",))
     if config.centre_samples:
+        say(f"{bench.title}: centring the scores on answers of the parent, which it samples now (centre_samples)")
         centre_on_parent(roles, renderer, records, config, bench.context)
     last = {name: history[-1][name] for name in ("loss", "accuracy")}
     metrics = {**last, **measure(roles, pairs, held_out, config.tokens_per_microbatch), **guard.metrics()}

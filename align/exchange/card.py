@@ -70,7 +70,7 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
         ("Where it came from", _origins(line)),
         ("What was measured", measured(line)),
         *([("How it differs from its adapters", verdict(artifact))] if "verdict" in artifact.metrics else []),
-        ("How it reads and ends text", text_contract(artifact, model)),
+        ("How it reads and ends text", text_contract(store, artifact, model)),
         ("Limits", _limits(artifact)),
         ("How to verify it", _files(artifact, model)),
     ]

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from align.ground.terminal import one_line
 from align.report.code import WHOLE
-from align.store import Artifact
+from align.store import Artifact, Store
+
+MARK = re.compile(r"\{%[-+]?\s*generation\b")
+MARKED = (
+    " It marks answers with `{% generation %}`, which transformers reads; a program that does not takes the base's own."
+)
 
 
 def measured(line: Sequence[Artifact]) -> list[str]:
@@ -57,7 +62,7 @@ def measured_on(artifact: Artifact) -> str:
     return f"{found['texts']} texts of {found.get('text_tokens')} tokens that the model wrote itself{chat}"
 
 
-def text_contract(artifact: Artifact, model: str) -> list[str]:
+def text_contract(store: Store, artifact: Artifact, model: str) -> list[str]:
     text = artifact.text
     if not text:
         return ["Not recorded."]
@@ -66,11 +71,17 @@ def text_contract(artifact: Artifact, model: str) -> list[str]:
         place = "tokenizer/"
     return [
         f"- Dialogues are rendered with `{place}chat_template.jinja` (sha256 of its text "
-        f"`{text['chat_template'][:12]}`).",
+        f"`{text['chat_template'][:12]}`).{MARKED if _is_marked(store, artifact) else ''}",
         f"- An answer ends at any of the token ids {', '.join(map(str, text['stop_ids']))}; BOS is "
         f"{plain(text['bos_token_id'])}, EOS {plain(text['eos_token_id'])}, padding {plain(text['pad_token_id'])}.",
         f"- Digest of the tokenizer: `{text['tokenizer'][:12]}`.",
     ]
+
+
+def _is_marked(store: Store, artifact: Artifact) -> bool:
+    """Whether its template marks what is learnt."""
+    templates = (path for path in artifact.files if path.endswith("chat_template.jinja"))
+    return any(MARK.search(store.read(artifact, path).decode("utf-8", "replace")) for path in templates)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

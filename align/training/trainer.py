@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.ground.errors import AlignError, Stopped
 from align.ground.leaving import Interrupt
+from align.ground.terminal import say
 from align.models.precision import resolve_precision
 from align.models.process import trim_heap
 from align.models.roles import Roles
@@ -252,7 +253,8 @@ def fit(
     args = arguments(config, source.steps, checkpoint.unfinished(checkpoints), title, sometimes_idle)
     if rank_and_world()[0] == 0:
         checkpoint.clear(checkpoints)
-    newest = checkpoint.newest(checkpoints)
+    if newest := checkpoint.newest(checkpoints):
+        say(f"{title}: goes on from step {checkpoint.step_of(newest):,} of {source.steps:,}")
     noise = getattr(config, "neftune_noise_alpha", None)
     when = checkpoint.Checkpoints(config.checkpoint_steps, config.checkpoint_minutes)
     line = ProgressLine(title, (*show, *looking.SHOWN), source.period)

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from align import merge
 from align.exchange.card import card
+from align.exchange.card_figures import MARK
 from align.exchange.transfer import checkout
 from align.store import Artifact, Store
 from tests.conftest import Pipeline, run_align
@@ -111,6 +112,8 @@ def test_what_a_card_says(trained: Pipeline) -> None:
         f"token ids {', '.join(map(str, contract['stop_ids']))}; BOS is {contract['bos_token_id']}"
         in parts["How it reads and ends text"]
     )
+    assert "It marks answers with `{% generation %}`" in parts["How it reads and ends text"]
+    assert not MARK.search("{% if add_generation_prompt %}{{ generation }}{% endif %}"), "the control"
     assert made["ppo"].digest in parts["How to verify it"]
     assert f"`align checkout {made['pretrain'].short} BASE` gives its base" in parts["How to load it"]
 

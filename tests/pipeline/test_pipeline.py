@@ -291,7 +291,8 @@ def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Pat
     short = "max_length: 96, max_steps: 1, batch_size: 2"
     recipe.write_text(
         f"name: t\nbase: {ROOT / 'data/tiny-base'}\nprecision: fp32\nthreads: 1\nstages:\n"
-        f"  sft: {{data: sft.jsonl, adapter: {{rank: 2}}, {short}}}\n  dpo: {{parent: sft, data: pairs.jsonl, {short}}}\n"
+        f"  sft: {{data: sft.jsonl, adapter: {{rank: 2}}, {short}}}\n"
+        f"  dpo: {{parent: sft, data: pairs.jsonl, {short}}}\n"
     )
     made = align.run(recipe, store)
     store.push(tmp_path / "far")

@@ -185,7 +185,9 @@ def test_a_name_of_something_else(pipeline: Pipeline) -> None:
     assert plan(align.dpo.STAGE, settings(pipeline, "dpo"), pipeline.store).startswith("tiny/dpo: skip, ")
 
 
-def test_a_run_that_goes_on_says_from_where(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_says_from_where(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = StageTrainer.training_step
 
     def training_step(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -206,6 +208,9 @@ def test_a_run_that_goes_on_says_from_where(pipeline: Pipeline, monkeypatch: pyt
     assert plan(sft.STAGE, auto, pipeline.store).endswith("; it goes on from step 2")
     other = settings(pipeline, "sft", max_steps=5, precision="auto")
     assert "goes on" not in plan(sft.STAGE, other, pipeline.store), "the control"
+    assert "goes on" not in capsys.readouterr().err, "the control"
+    run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
+    assert "tiny/sft: goes on from step 2 of 4\n" in capsys.readouterr().err
 
 
 def test_what_auto_turns_out_to_be_is_there(pipeline: Pipeline) -> None:

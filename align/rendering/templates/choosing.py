@@ -66,7 +66,9 @@ def choose_template(
         raise InputError(
             f"{place} draws at random, so what it renders would change. Give one that does not (chat_template: FILE)."
         )
-    notes = ["the chat template is taken in TRL's training form"] if form != own else []
+    notes = (
+        ["the chat template is taken in TRL's training form (docs/data.md says what that is)"] if form != own else []
+    )
     notes += [f"the clock of the chat template stands at {day}"] if day else []
     template = Template(source, dict(tokenizer.special_tokens_map), note=", ".join(notes))
     return _with_parts(template, place)
