@@ -71,6 +71,10 @@ def _reason(where: str, message: str) -> str:
     return re.sub(r"(?<![\w-])\d[\d,.]*(?!\w)", "N", said)[:120]
 
 
+SAID = {"missing_end": "with an answer that is cut off"}
+"""Counts whose names need words."""
+
+
 @dataclass
 class Counts:
     """What rendering decided, to be printed and put into the metrics."""
@@ -154,5 +158,5 @@ class Counts:
     def __str__(self) -> str:
         parts = [f"{self.records:,} records"]
         figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("records", "left_out")}
-        parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in figures.items() if n]
+        parts += [f"{n:,} {SAID.get(name) or name.replace('_', ' ')}" for name, n in figures.items() if n]
         return ", ".join(parts) + (f"; left out: {self.left_out}" if self.left_out else "")

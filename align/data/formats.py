@@ -36,9 +36,10 @@ from align.data.files.tables import read_documents, read_rows
 from align.data.records import Conversation, Labelled, Messages, Preference, Prompt, R, Ranking, Row, Text
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import hh_turns, is_dialogue, is_hh
-from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, need, says
+from align.data.shapes.keys import ASKED, COMPLETION, GIVEN, LABELLED, SYSTEM, check_refused, first, says
 from align.data.shapes.label import answered, label_of
 from align.data.shapes.messages import DIALOGUES, REASONING
+from align.data.shapes.needed import need
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.pair import holds_two_dialogues, key_of_pair, margin, pair, was_cut
 from align.data.shapes.ranked import best_first, is_ranked, pairs_of

@@ -18,6 +18,15 @@ class Lengths(Protocol):
     def max_steps(self) -> int | None: ...
 
 
+FEW = 10
+"""Optimizer steps below which little is learnt at the usual learning rates."""
+
+
+def few(steps: int, max_steps: int | None) -> str:
+    """What is said of a run of so few steps; nothing where it is long enough, or they were asked for."""
+    return "; that is few to learn from: raise epochs, or lower batch_size" if max_steps is None and steps < FEW else ""
+
+
 def per_epoch(examples: int, batch_size: int) -> int:
     """Steps of one pass over so many examples; the last may be smaller."""
     return -(-examples // batch_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import measures, models, training
+from align.data import steps
 from align.data.examples import Example
 from align.data.examples import digest as digest_examples
 from align.data.views import Picked
@@ -17,7 +18,7 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.ground.progress import Task
 from align.ground.ranks import is_first
-from align.ground.terminal import say
+from align.ground.terminal import counted, say
 from align.inputs.fit import check_seen
 from align.stage import trained_on, watched
 from align.stage.workbench import Workbench
@@ -42,7 +43,7 @@ def plan(
 ) -> Plan:
     """The seeded order in which training takes `examples`, watched by `guard`."""
     c = bench.config
-    return training.plan.Plan(
+    made = training.plan.Plan(
         examples,
         batch_size=c.batch_size,
         epochs=c.epochs,
@@ -53,6 +54,9 @@ def plan(
         prepare=prepare,
         carried=carried,
     )
+    if few := steps.few(made.steps, c.max_steps):
+        say(f"{bench.title}: {counted(made.steps, 'optimizer step')} of {counted(c.batch_size, 'record')}{few}")
+    return made
 
 
 def trunk_keeper(bench: Workbench, roles: Roles, passing: bool = False) -> Keeper:

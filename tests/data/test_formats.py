@@ -473,7 +473,18 @@ def test_a_key_that_no_message_has(write: Callable[..., str]) -> None:
             {"problem": "Hi", "solution": "x"},
             '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found '
             "problem, solution. "
-            "Rename problem to prompt and solution to completion.",
+            "Rename problem to prompt and solution to completion, or say so: --columns.prompt problem "
+            "--columns.completion solution.",
+        ),
+        (
+            {"q": "Hi", "a b": "x"},
+            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found '
+            "q, a b. Where q and a b are prompt and completion, say so: --columns.prompt q --columns.completion 'a b'.",
+        ),
+        (
+            {"id": 1, "q": "Hi", "a": "x"},
+            '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found '
+            "id, q, a. Where columns of other names hold them, say which: --columns.prompt NAME.",
         ),
         ({"prompt": "Hi", "completion": " \n"}, '"completion" is empty. Remove the row, or give it text.'),
         ({"prompt": "Hi", "completion": 3}, '"completion" is 3; expected text or a list of messages.'),

@@ -51,6 +51,6 @@ def test_a_pair_that_a_cut_makes_equal_is_dropped_and_counted() -> None:
     assert [len({tuple(s[:40]) for s in example.sequences}) for example in whole] == [1, 2]
     (kept,) = renderer.preferences([same, differ])
     assert [list(s) for s in kept.sequences] == [list(s[:40]) for s in whole[1].sequences]
-    assert str(renderer.counts) == "2 records, 1 dropped equal once cut, 1 cut, 1 missing end"
+    assert str(renderer.counts) == "2 records, 1 dropped equal once cut, 1 cut, 1 with an answer that is cut off"
     with pytest.raises(InputError, match=r"all 1 records were dropped: within max_length .* or for two that differ"):
         renderer.preferences([same])

@@ -300,7 +300,7 @@ def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys:
     assert not store.path.exists()
     for stage in recipe["stages"]:
         assert f"r/{stage}: run, it has not run before\n" in printed
-    assert "r/more: 37 to train on, 3 held out; 5 optimizer steps of 8 records\n" in printed
+    assert "r/more: 37 to train on, 3 held out; 5 optimizer steps of 8 records; that is few to learn from: " in printed
     assert "r/ppo: 8 prompts, 1 rollout of 8 samples, 4 optimizer steps\n" in printed
     one_line = " ".join(printed.split())
     assert "rejected: <|begin|>" in one_line and "«Who knows?<|end|>»" in one_line.replace(" ", "").replace(

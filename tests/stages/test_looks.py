@@ -31,7 +31,7 @@ def config(data: Path, **more: Any) -> Any:
 def looks(config: Any, store: Store) -> list[str]:
     """What a dry run says of the shape of rows, below the line that says whether and why it is to run."""
     lines = "\n".join(plan(sft.STAGE, config, store).looks).splitlines()
-    return lines[: next(i for i, line in enumerate(lines) if "max_length is" in line)]
+    return lines[: next(i for i, line in enumerate(lines) if "a row has at most" in line)]
 
 
 def test_a_dry_run_says_what_the_rows_are(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from align.data.records import Messages
 from align.data.shapes.answer import answer, in_turns
-from align.data.shapes.keys import ASKED, BAD, COMPLETION, GOOD, LABELLED, LABELS, first, need, said, says
+from align.data.shapes.keys import ASKED, BAD, COMPLETION, GOOD, LABELLED, LABELS, first, said, says
 from align.data.shapes.messages import DIALOGUES
+from align.data.shapes.needed import need
 from align.data.shapes.opening import opening
 from align.data.shapes.values import number
 from align.ground.errors import InputError

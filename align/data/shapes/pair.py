@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from align.data.records import Messages
 from align.data.shapes.answer import answer, in_turns
 from align.data.shapes.hh import is_dialogue
-from align.data.shapes.keys import ASKED, first, need, says
+from align.data.shapes.keys import ASKED, first, says
 from align.data.shapes.messages import DIALOGUES
+from align.data.shapes.needed import need
 from align.data.shapes.opening import opening
 from align.data.shapes.values import number
 from align.ground.errors import InputError

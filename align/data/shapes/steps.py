@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from align.data.records import Row, Stepwise
-from align.data.shapes.keys import ASKED, STEPS, STEPWISE, check_refused, first, need
+from align.data.shapes.keys import ASKED, STEPS, STEPWISE, check_refused, first
 from align.data.shapes.label import Wrong, is_good
 from align.data.shapes.messages import DIALOGUES
+from align.data.shapes.needed import need
 from align.data.shapes.opening import opening, tools
 from align.data.shapes.values import content, literal
 from align.ground.errors import InputError

@@ -134,7 +134,8 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
     divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
     told = "" if config.max_steps is not None else about
-    return f"{divided_so}; {told}{counted(taken, 'optimizer step')} of {counted(config.batch_size, 'record')}"
+    length = f"{told}{counted(taken, 'optimizer step')} of {counted(config.batch_size, 'record')}"
+    return f"{divided_so}; {length}{steps.few(taken, config.max_steps)}"
 
 
 # ---- what rendering does to them -------------------------------------------------------------------------------------
