@@ -89,7 +89,7 @@ def made(renderer: Rendering, kind: str, records: Sequence[R], make: Make[R]) ->
         table = ExampleTable(path)
     if not rendered:
         renderer.counts.add(table.counts)
-        say(f"the tokens of {len(records):,} records are those of an earlier run")
+        say(f"the tokens of {len(records):,} records were made before, and are taken from there")
     return table
 
 

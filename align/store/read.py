@@ -105,7 +105,7 @@ class StoreReader(StoreLayout):
         )
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`align ls` lists what is there."
         shown = name if len(name) <= NAME_LIMIT else f"{name[:80]}…"
-        raise InputError(f"{shown!r} is no ref and no digest in {self.path}; {hint}")
+        raise InputError(f"{shown!r} is no name and no digest in {self.path}; {hint}")
 
     def asked(self, key: str) -> Artifact | None:
         """What came out for a key, or None when it was never asked. Its files are there in the right sizes; reading

@@ -226,7 +226,7 @@ def test_a_folder_is_the_base(words: tuple[str, str], trained: Pipeline, tmp_pat
     said = run_align("chat", *named, *asked, stdin="Hello\n").stdout.splitlines()
     assert [line[:-1] for line in said if line in ("sft:", "base:")] == [word.split("/")[-1] for word in words]
     refused = run_align("chat", str(tmp_path / "empty"), "tiny/sft", *flags, code=2).stderr
-    assert "is no ref and no digest" in refused
+    assert "is no name and no digest" in refused
 
 
 @pytest.mark.parametrize("words", [("merged", "tiny/sft"), ("tiny/sft", "merged")])

@@ -101,7 +101,7 @@ def test_verify_names_the_damaged(pipeline: Pipeline):
             "align show: the following arguments are required: REF\nusage: align show [-h] [--store DIR] [--json] "
             "[--settings] REF",
         ),
-        (["show", "tiny/pp"], "'tiny/pp' is no ref and no digest in {store}; did you mean tiny/ppo"),
+        (["show", "tiny/pp"], "'tiny/pp' is no name and no digest in {store}; did you mean tiny/ppo"),
         (["run", "gone.yaml"], "there is no file gone.yaml. Check the path."),
         (
             ["chat", "tiny/reward"],

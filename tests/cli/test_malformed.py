@@ -132,7 +132,7 @@ def test_a_parent_that_is_at_work_still(tmp_path: Path) -> None:
         store.resolve("my-sft")
     with pytest.raises(InputError, match="my-sft was stopped or failed before it was made"):
         store.resolve("my-sft")
-    with pytest.raises(InputError, match="'other' is no ref and no digest in"):
+    with pytest.raises(InputError, match="'other' is no name and no digest in"):
         store.resolve("other")
 
 

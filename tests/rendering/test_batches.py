@@ -91,7 +91,7 @@ def test_a_second_run_tokenises_nothing(tmp_path: Path, many: None, capsys: pyte
     first = run(100, records, True)
     moved = [Conversation(r.messages, where=f"elsewhere:{i}") for i, r in enumerate(records)]
     assert run(100, records, False) == run(100, moved, False) == first
-    assert "the tokens of 20 records are those of an earlier run" in capsys.readouterr().err
+    assert "the tokens of 20 records were made before, and are taken from there" in capsys.readouterr().err
     for other in ((101, records), (100, records[1:]), (100, [*records[1:], records[0]])):  # negative controls
         with pytest.raises(TypeError, match="not callable"):
             run(*other, False)

@@ -165,7 +165,7 @@ def test_the_command(store: Store):
     assert "refs/q/bad is damaged" in run_align("ls", "--show", "beta", "--sort", "beta", *flags, code=1).stderr
     assert "did you mean beta?" in run_align("ls", "--show", "bta", *flags, code=2).stderr
     assert "no name in" in run_align("ls", "z*", *flags, code=2).stderr
-    assert "is no ref and no digest" in run_align("ls", "q/dop", *flags, code=2).stderr
+    assert "is no name and no digest" in run_align("ls", "q/dop", *flags, code=2).stderr
     assert "name a column" in run_align("ls", "--reverse", *flags, code=2).stderr
     (store.path / "refs/q/bad").unlink()
     assert len(run_align("ls", *flags).stdout.splitlines()) == 4  # the control

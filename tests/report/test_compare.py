@@ -357,7 +357,7 @@ def test_patterns_and_what_is_refused(store: Store, tmp_path: Path):
         ("q/none*",): "no name in .* matches 'q/none\\*'; `align ls` lists what is there",
         ("q/report",): "1 run to compare; name from two to 26",
         ("q/report", "q/report"): "1 run to compare",
-        ("q/report", "q/dop"): "'q/dop' is no ref and no digest",
+        ("q/report", "q/dop"): "'q/dop' is no name and no digest",
     }.items():
         with pytest.raises(InputError, match=message):
             compare(store, refs)

@@ -66,7 +66,7 @@ def test_rm_says_what_depends_on_it(store: Store, family: dict[str, Artifact]):
     )
     assert before.keys() - contents(store.path).keys() == {"refs/quickstart/sft"}
     wrong = run_align("rm", "quickstart/dpo", "quickstart/rewards", "--store", store.path, code=2).stderr
-    assert wrong.startswith("'quickstart/rewards' is no ref and no digest") and "quickstart/dpo" in store.refs(), (
+    assert wrong.startswith("'quickstart/rewards' is no name and no digest") and "quickstart/dpo" in store.refs(), (
         "all or nothing"
     )
     done = run_align("rm", "quickstart/dpo", "quickstart/reward", "--store", store.path).stdout
@@ -96,7 +96,7 @@ def test_tag_moves_a_name(store: Store, family: dict[str, Artifact]):
     moved = run_align("tag", family["dpo"].digest[:12], "best", "--store", store.path)
     assert moved.stdout == f"best {family['dpo'].digest}\n" and family["sft"].digest in moved.stderr
     assert store.resolve("best") == family["dpo"]
-    assert "is no ref and no digest" in run_align("tag", "nothing", "best", "--store", store.path, code=2).stderr
+    assert "is no name and no digest" in run_align("tag", "nothing", "best", "--store", store.path, code=2).stderr
     assert "cannot be a ref" in run_align("tag", "best", "../best", "--store", store.path, code=2).stderr
     assert store.resolve("best") == family["dpo"] and not list((store.path / "holds").iterdir())
 

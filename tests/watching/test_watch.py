@@ -180,7 +180,7 @@ def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
     assert "\x1b" not in done and max(map(cells, done.splitlines())) < 80
     assert run_align("watch", "tiny", "--store", trained.store.path).stdout == done
     for wrong in ("../tiny", "0123456789ab"):
-        assert "is no ref and no digest" in run_align("watch", wrong, "--store", trained.store.path, code=2).stderr
+        assert "is no name and no digest" in run_align("watch", wrong, "--store", trained.store.path, code=2).stderr
 
 
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path):
@@ -236,7 +236,7 @@ def test_a_wait_offers_near_names_and_says_that_it_waits(
             "This waits until a run of that name begins; Ctrl-C ends it.",
         ]
         assert waits("helpful/dop")[1][0].endswith("did you mean helpful/dpo or helpful?")
-        assert waits("zzz")[1][0] == f"'zzz' is no ref and no digest in {tmp_path}; `align ls` lists what is there."
+        assert waits("zzz")[1][0] == f"'zzz' is no name and no digest in {tmp_path}; `align ls` lists what is there."
         monkeypatch.setattr("align.watching.terminal.Canvas", lambda: SimpleNamespace(redraws=True))
         assert waits("helpfull") == ("", err)
 
