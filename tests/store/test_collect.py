@@ -433,7 +433,7 @@ def test_untag(store: Store, line: dict[str, Artifact]):
     assert store.untag("deep/er/name") == line["junk"].digest
     assert not (store.path / "refs/deep/er").exists() and store.refs().keys() == {"deep/other", "reward"}
     for wrong in ("deep", "deep/er/name", "../lock", ""):
-        with pytest.raises(InputError, match="is no ref"):
+        with pytest.raises(InputError, match="is no name"):
             store.untag(wrong)
     assert store.resolve(line["junk"].digest) == line["junk"], "the artifact stays"
 

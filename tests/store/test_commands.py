@@ -194,7 +194,7 @@ def test_diff(store: Store, family: dict[str, Artifact], pair: tuple[str, str]):
     assert all(
         loaded(store, "diff", "r0", "r0")[section] == {} for section in ("config", "metrics", "files", "cost")
     ), "the control"
-    assert "is no ref" in run_align("diff", "r0", "nothing", "--store", store.path, code=2).stderr
+    assert "is no name" in run_align("diff", "r0", "nothing", "--store", store.path, code=2).stderr
 
 
 def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
