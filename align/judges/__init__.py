@@ -14,7 +14,7 @@ takes long is told of every minute.
 """
 
 from align.judges.calls import Judge, Programs, call, load, load_all
-from align.judges.code import digest, split_name
+from align.judges.code import digest, of_setting, split_name
 from align.judges.scores import Score
 
-__all__ = ["Judge", "Programs", "Score", "call", "digest", "load", "load_all", "split_name"]
+__all__ = ["Judge", "Programs", "Score", "call", "digest", "load", "load_all", "of_setting", "split_name"]

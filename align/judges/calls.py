@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from align.data.records import Prompt
 from align.ground.errors import AlignError, InputError
-from align.judges.code import read, split_name
+from align.judges.code import of_setting, read, split_name
 from align.judges.program import Program
 from align.judges.scores import Score, WrongReturn, checked
 
@@ -123,29 +123,39 @@ def load_all(
     """
     programs = {} if programs is None else programs
     judges: dict[str, Judge] = {}
+    columns = tuple(column_names(prompts)) if names else ()
     for measure, name in names.items():
-        path, function = split_name(name)
-        if str(path) not in programs:
-            program = Program(read(path))
-            if held and held.get(measure) not in (None, f"{program.code.digest()}:{function}"):
-                raise InputError(
-                    f"judge: {path}, or a file that it imports, changed after this run had begun. Start it again."
-                )
-            programs[str(path)] = program, program.load()
-        program, module = programs[str(path)]
-        found = getattr(module, function, None)
-        if not callable(found):
-            own = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-            raise InputError(f"judge: {path} has no function {function!r}; it has {own or 'none'}.")
-        if is_module(found):
-            raise InputError(
-                f"judge: {name} is a model, which TRL would have score answers by itself. Give `reward` what `align "
-                "reward` makes or `align import` brings in."
-            )
-        judges[measure] = Judge(name, found, program, tuple(column_names(prompts)))
-        if prompts:
-            check_signature(judges[measure])
+        try:
+            found = _loaded(name, programs, (held or {}).get(measure))
+            judges[measure] = Judge(name, *found, columns)
+            if prompts:
+                check_signature(judges[measure])
+        except InputError as error:
+            raise error if measure == "judge" else of_setting(f"judges.{measure}", error) from error
     return judges
+
+
+def _loaded(name: str, programs: Programs, held: str | None) -> tuple[Callable[..., object], Program]:
+    """The function of that name, and the program that it is of. Raises: InputError as `load_all` does."""
+    path, function = split_name(name)
+    if str(path) not in programs:
+        program = Program(read(path))
+        if held not in (None, f"{program.code.digest()}:{function}"):
+            raise InputError(
+                f"judge: {path}, or a file that it imports, changed after this run had begun. Start it again."
+            )
+        programs[str(path)] = program, program.load()
+    program, module = programs[str(path)]
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise InputError(f"judge: {path} has no function {function!r}; it has {own or 'none'}.")
+    if is_module(found):
+        raise InputError(
+            f"judge: {name} is a model, which TRL would have score answers by itself. Give `reward` what `align "
+            "reward` makes or `align import` brings in."
+        )
+    return found, program
 
 
 def is_module(found: object) -> bool:

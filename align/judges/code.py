@@ -75,6 +75,11 @@ def split_name(name: str) -> tuple[Path, str]:
     return file, function
 
 
+def of_setting(setting: str, error: InputError) -> InputError:
+    """The same error, which calls the judge by its setting."""
+    return InputError(f"{setting}: {str(error).removeprefix('judge: ')}")
+
+
 def digest(name: str) -> str:
     """What a judge is: the digest of its code, and the function. Raises: InputError as `split_name` and `read` do."""
     path, function = split_name(name)

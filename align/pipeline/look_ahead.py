@@ -88,7 +88,9 @@ def _look_at_files(
         entry, config = recipe.stages[name], bound(recipe, name, made)
         stage = stage_of(entry.kind)
         try:
-            if not _waits(entry, made):
+            if _waits(entry, made):
+                settings_of(stage, config, parent_kind(recipe, name))  # what these name is there
+            else:
                 question = as_run(prepare(stage, config, expected))
                 if done := store.asked(question.key):
                     found[name] = store.made[f"{recipe.name}/{name}"] = done

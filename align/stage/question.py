@@ -161,7 +161,15 @@ def settings_of(stage: Stage[C], config: C, parent: str | None) -> dict[str, Any
         if name == "chat_template" and value not in (None, "plain"):
             settings[name] = digest_json(read_template(value))
         elif name == "judge" and value is not None:
-            settings[name] = judges.digest(value)
+            settings[name] = _judge(name, value)
         elif name == "judges":
-            settings[name] = {measure: judges.digest(function) for measure, function in value.items()}
+            settings[name] = {measure: _judge(f"{name}.{measure}", function) for measure, function in value.items()}
     return settings | mixtures_of(config)
+
+
+def _judge(name: str, given: str) -> str:
+    """A judge's digest. Raises: InputError, which calls it by its setting."""
+    try:
+        return judges.digest(given)
+    except InputError as error:
+        raise judges.of_setting(name, error) from error

@@ -240,6 +240,29 @@ def test_all_that_is_missing_is_told_in_one_go_with_its_line(tmp_path: Path):
     align.run(load(recipe, sweeps=[swept]), store, dry_run=True)
 
 
+def test_a_judge_that_is_missing_is_told_with_the_data_that_are(tmp_path: Path):
+    """Of a stage whose inputs are still to be made: by its setting and line, in the pass that finds the data, before a
+    library is loaded. Negative control: with the file the recipe is looked at to its end."""
+    recipe, store = write_world(tmp_path), Store(tmp_path / "store")
+    judge = "def score(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
+    (tmp_path / "judge.py").write_text(judge)
+    judges = "judges: {long: judges.py:score, short: judge.py:score}"
+    append(recipe, f"report: {{kind: evaluate, compare: [sft], data: prompts.jsonl, max_new_tokens: 8, {judges}}}")
+    text = recipe.read_text()
+    line = text[: text.index("  report:")].count("\n") + 1
+    gone = text.replace("sft: {parent: pretrain, data: sft.jsonl", "sft: {parent: pretrain, data: gone.jsonl")
+    assert gone != text
+    recipe.write_text(gone)
+    with pytest.raises(InputError) as error:
+        align.run(recipe, store, dry_run=True)
+    data, missing = str(error.value).splitlines()
+    assert "stages.sft.data: there is no file" in data
+    found = f"there is no file {tmp_path}/judges.py. Did you mean {tmp_path}/judge.py?"
+    assert missing == f"{recipe}:{line}: stages.report.judges.long: {found}"
+    recipe.write_text(text.replace("judges.py", "judge.py"))
+    align.run(recipe, store, dry_run=True)
+
+
 def test_data_of_a_stage_then_merge_and_report(pipeline: Pipeline):
     """Sampled pairs feed DPO; the command ends with the report's table and its place; merged weights are exported
     once."""
@@ -263,6 +286,7 @@ def test_data_of_a_stage_then_merge_and_report(pipeline: Pipeline):
     page = Path(done.stdout.splitlines()[-1].removeprefix("report: "))
     assert page.read_bytes() == pipeline.store.read(made["report"], "report.html")
     assert run_align("run", pipeline.recipe, *flags).stdout == done.stdout
+    assert "tiny/report:" in done.stdout.splitlines() and " reports" not in done.stdout
 
 
 def test_peak_memory_is_the_stages_own():

@@ -163,9 +163,9 @@ FAULTS: list[tuple[str, Plant, str]] = [
     (
         "rloo",
         lines("j.py", "raise RuntimeError('no key')\n", last(judges={"g": "j.py:score"})),
-        r"r/last: judge.*no key",
+        r"stages\.last\.judges\.g: .*no key",
     ),
-    ("grpo", last(judges={"g": "nowhere.py:score"}), r"r/last: judge.*nowhere.py"),
+    ("grpo", last(judges={"g": "nowhere.py:score"}), r"stages\.last\.judges\.g: .*nowhere.py"),
     ("reinforce_pp", last(judges={}), r"(r/|stages\.)last.*judge"),
     ("merge", last(parent="pop"), r"stages.last.parent: .*pop.*did you mean ppo|pop is not an earlier stage"),
     ("evaluate", last(compare=["sft", "lst"]), r"stages.report.compare: lst is not an earlier stage"),

@@ -166,11 +166,11 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a judge with a slip": (
         file("judge2.py", "def score(:", judges={"g": "judge2.py:score"}),
-        r"r/report: judge: .*judge2.py.* SyntaxError|judge2.py",
+        r"stages\.report\.judges\.g: .*judge2.py:1 is no Python",
     ),
     "a judge's missing library": (
         file("judge2.py", "import no_such_library\n" + JUDGE, judges={"g": "judge2.py:score"}),
-        r"r/report: judge: .*judge2.py does not run: ModuleNotFoundError: No module named 'no_such_library' "
+        r"stages\.report\.judges\.g: .*judge2.py does not run: ModuleNotFoundError: No module named 'no_such_library' "
         r"\(.*judge2.py:1\)",
     ),
     "a judge's missing function": (
@@ -183,7 +183,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a judge called by position": (
         file("judge2.py", "def score(completions, /): ...", judges={"g": "judge2.py:score"}),
-        r"r/report: judge: .* takes 'completions' by position alone",
+        r"stages\.report\.judges\.g: .* takes 'completions' by position alone",
     ),
     "a template without system turns": (
         template(NO_SYSTEM, {"system": "Be brief."}),
