@@ -26,11 +26,13 @@ class Sign:
     seen: Callable[..., str | None]
     cause: str
     remedy: str
+    rest: str = ""
+    """What is left to do where the weights of the best step are kept; "" where that changes nothing."""
 
-    def told(self, *args: object) -> str | None:
+    def told(self, *args: object, best_kept: bool = False) -> str | None:
         """The whole message; None where nothing is seen."""
-        seen = self.seen(*args)
-        return f"{seen}. Likely cause: {self.cause}. What to do: {self.remedy}." if seen else None
+        seen, remedy = self.seen(*args), (self.rest if best_kept else "") or self.remedy
+        return f"{seen}. Likely cause: {self.cause}. What to do: {remedy}." if seen else None
 
 
 class Watching:

@@ -191,7 +191,9 @@ class Guard(Watching):
         return {"best/step": round(row["step"]), "best/loss": row["loss"], "kept/step": kept, "steps": self.run.done}
 
     def _look(self, names: Sequence[str]) -> None:
-        self.tell(max(self.run.done - 1, 0), {name: SIGNS[name].told(self.run, self.limits) for name in names})
+        kept = self.often and self.config.keep == "best"
+        told = {name: SIGNS[name].told(self.run, self.limits, best_kept=kept) for name in names}
+        self.tell(max(self.run.done - 1, 0), told)
 
 
 def pair_figures(scores: Iterable[float]) -> dict[str, float]:

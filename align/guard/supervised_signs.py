@@ -173,6 +173,8 @@ SIGNS: dict[str, Sign] = {
         held_out,
         "learning_rate is too high, or it has seen the same records too often",
         "halve learning_rate, or take fewer epochs (max_steps: where it was lowest)",
+        "no fewer steps, as the weights of the best look are kept (keep: best); for a lower loss than that, halve "
+        "learning_rate or bring more records",
     ),
     "spike": Sign(
         spike,
@@ -188,6 +190,8 @@ SIGNS: dict[str, Sign] = {
         overfitting,
         "more passes over the pairs than they carry, or too large an adapter",
         "take fewer epochs, a lower learning_rate or adapter.rank, or more pairs",
+        "no fewer epochs, as the weights of the best look are kept (keep: best); for better ones, take a lower "
+        "learning_rate or adapter.rank, or more pairs",
     ),
     "chosen": Sign(
         chosen,
@@ -195,5 +199,6 @@ SIGNS: dict[str, Sign] = {
         "text",
         "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up; train for fewer "
         "steps",
+        "halve learning_rate, raise beta, or set sft_coef (0.1 to 1), which holds chosen answers up",
     ),
 }

@@ -88,6 +88,28 @@ def test_a_held_out_loss_that_rises(tmp_path: Path) -> None:
     assert watched(flat(), looks=losses(2.0, 2.2, 1.0), folder=tmp_path) == [("held_out", 50)]
 
 
+def test_what_is_left_to_do_where_the_best_is_kept(tmp_path: Path) -> None:
+    """No fewer steps, as those of the best look are kept. Negative control: where the last are, fewer are advised."""
+    for keep in ("best", "last"):
+        config = settings(dpo.Config, eval_steps=50, keep=keep, batch_size=16)
+        looks = [{"loss": loss, "accuracy": 0.6} for loss in (0.69, 0.4, 0.6)]
+        roles = cast(Any, nn.Linear(1, 1))
+        made = Guard(config, "run", roles, ["a record"] * 64, lambda some, looks=looks: looks.pop(0))  # type: ignore[list-item, misc]
+        made.begin(100, 100)
+        made.look(0)
+        for step in range(100):
+            made.step({"loss": 1.0, "rewards/accuracies": 1.0, "logps/chosen_per_token": -0.6})
+            made.look(step + 1)
+        said = {str(w["sign"]): str(w["message"]).partition("What to do: ")[2] for w in made.warnings}
+        assert {*said} == {"held_out", "overfitting", "chosen"}
+        kept = " as the weights of the best look are kept (keep: best)"
+        assert (f"no fewer steps,{kept}" in said["held_out"]) == (keep == "best")
+        assert (f"no fewer epochs,{kept}" in said["overfitting"]) == (keep == "best")
+        assert ("fewer epochs (max_steps" in said["held_out"]) == (keep == "last")
+        assert ("for fewer steps" in said["chosen"]) == (keep == "last")
+        assert "halve learning_rate" in said["held_out"] and "sft_coef" in said["chosen"]
+
+
 def test_a_loss_above_its_start(tmp_path: Path) -> None:
     """The last quarter of 100 steps; where it is 20 % above the first step, nothing is said of too little learning."""
     for last, expected in ((1.21, ["diverged"]), (1.19, [])):
