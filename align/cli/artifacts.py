@@ -11,7 +11,7 @@ import sys
 from align.cli import flags
 from align.cli.flags import Command, to_json
 from align.ground.errors import AlignError, InputError
-from align.ground.terminal import print_result, prose, say, wrapped
+from align.ground.terminal import counted, print_result, prose, say, wrapped
 from align.store import Store
 
 
@@ -58,6 +58,9 @@ def ls(args: argparse.Namespace) -> None:
     empty = store.path.is_dir() and not any(store.path.iterdir())
     if (args.store or os.environ.get("ALIGN_STORE")) and not empty:
         _existing(args.store)  # or it is mistyped, where the usual one is not made yet
+    if not (store.exists() or args.names or args.json):
+        begins = "It begins with the first stage that runs: `align --help` shows one."
+        return print(wrapped(f"There is no store at {store.path} yet. {begins}", sys.stdout))
     rows = ls_rows(store, named(store, args.names), size=args.size)
     show = [column.strip() for column in (args.show or "").split(",") if column.strip()]
     shown: list[Column] = []
@@ -233,13 +236,14 @@ def gc(args: argparse.Namespace) -> None:
     if args.json:
         print(to_json(gc_rows(garbage, deleted=args.delete)))
     else:
-        print(gc_text(garbage, store.path, deleted=args.delete))
+        with prose():
+            print(gc_text(garbage, store.path, deleted=args.delete))
 
 
 def _existing(folder: str | None) -> Store:
     """A store that is there: of one that is not, "all is well" would be no answer. Raises: InputError."""
     store = Store(folder)
-    if not any((store.path / name).exists() for name in ("format", "artifacts", "objects", "runs")):
+    if not store.exists():
         raise InputError(f"there is no store at {store.path}. Name one (--store, $ALIGN_STORE).")
     return store
 
@@ -249,7 +253,8 @@ def verify(args: argparse.Namespace) -> None:
     store = _existing(args.store)
     if damages := store.verify():
         raise AlignError("\n".join(map(str, damages)))
-    print(f"{store.path}: {sum(1 for _ in store.artifacts())} artifacts, every byte is right.")
+    with prose():
+        print(f"{store.path}: {counted(sum(1 for _ in store.artifacts()), 'artifact')}, every byte is right.")
 
 
 COMMANDS = {

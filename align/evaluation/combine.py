@@ -63,7 +63,7 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
             k for k in {*run.config, *runs[0].config} - {"seed"} if _setting(run, k) != _setting(runs[0], k)
         ):
             raise InputError(
-                f"{refs[0]} and {ref} were made with another {', '.join(differ)}, so they are no two runs of one "
+                f"{refs[0]} and {ref} differ in their settings {', '.join(differ)}, so they are no two runs of one "
                 f"thing; name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
     if apart := [name for name, part in PARTS.items() if any(part(run) != part(runs[0]) for run in runs)]:

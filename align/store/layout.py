@@ -25,6 +25,10 @@ class StoreLayout:
     called: dict[str, str]
     """The ref by which an artifact was last asked for, by its digest: so it is called in messages."""
 
+    def exists(self) -> bool:
+        """Whether anything was ever written there."""
+        return any((self.path / name).exists() for name in ("format", "artifacts", "objects", "refs", "runs"))
+
     def manifest_path(self, digest: str) -> Path:
         return self.path / "artifacts" / f"{digest}.json"
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from align.cli import dispatch
-from align.evaluation.combine import combined_text
+from align.evaluation.combine import combine, combined_text
 from align.ground.disk import make_folder
 from align.ground.errors import InputError
 from align.report.diff import diff_text
@@ -332,6 +332,23 @@ def test_folders_that_cannot_be(store: Store, tmp_path: Path):
         store.push(tmp_path / "file")
 
 
+def test_no_share_is_combined_beyond_its_ends(store: Store, tmp_path: Path):
+    """Whatever the share is called, at both ends; each would go on without them. Negative controls: a margin, and what
+    has a share's name and is none."""
+    high, low = (0.79, 0.9, 0.99), (0.01, 0.1, 0.21)
+    cut = {"rewards/accuracies": high, "eval/accuracy": low, "eos_rate": high, "ppo/win_rate_vs_sft": low}
+    cut |= {"clip_fraction": low, "sft/greedy_agreement": high}
+    free = {"rewards/margins": high, "odd_rate": (0.5, 0.9, 1.1)}
+    for seed in range(3):
+        metrics = {name: values[seed] for name, values in {**cut, **free}.items()}
+        store.tag(f"seed-{seed}", put(store, fill(tmp_path / str(seed), {"w": bytes([seed])}), metrics=metrics))
+    found, _ = combine(store, ["seed-0", "seed-1", "seed-2"])
+    ends = {name: figure.interval or (0.0, 0.0) for name, figure in found.items()}
+    assert {ends[name][1] for name, values in cut.items() if values is high} == {1.0}
+    assert {ends[name][0] for name, values in cut.items() if values is low} == {0.0}
+    assert all(ends[name][1] > 1 for name in free)
+
+
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
     path = store.object_path(family["sft"].files["weights"]["sha256"])
     path.chmod(0o644)
@@ -380,7 +397,7 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
             f"other-{name}", put(store, fill(tmp_path / f"other-{name}", {"report.html": name.encode()}), **given)
         )
     refused = run_align("combine", "seed-0", "other-n", "--store", store.path, code=2).stderr
-    assert "seed-0 and other-n were made with another n, so they are no two runs of one thing" in refused
+    assert "seed-0 and other-n differ in their settings n, so they are no two runs of one thing" in refused
     apart = run_align("combine", "seed-0", "seed-1", "other-data", "--json", "--store", store.path)
     store.tag(
         "bare",
@@ -414,7 +431,10 @@ def test_a_store_that_was_named_and_is_not_there(tmp_path: Path):
         ):
             assert done.stdout == "" and done.stderr.startswith(f"there is no store at {wrong}. Name one")
     for flags in (["--store", tmp_path / "empty"], []):
-        assert run_align("ls", *flags, cwd=tmp_path).stdout.endswith(" holds no named artifact yet.\n")
+        place = flags[1] if flags else tmp_path / ".align"
+        begins = "It begins with the first stage that runs: `align --help` shows one."
+        assert run_align("ls", *flags, cwd=tmp_path).stdout == f"There is no store at {place} yet. {begins}\n"
+    assert json.loads(run_align("ls", "--json", cwd=tmp_path).stdout) == []
     assert not (tmp_path / "mistyped").exists()
 
 
