@@ -43,6 +43,8 @@ quickstart: $(VENV)/.installed
 	@$(MAKE) --no-print-directory next
 
 install: $(VENV)/.installed
+	@echo "Align is in $(VENV): \`source $(VENV)/bin/activate\` puts align on the PATH,"
+	@echo "\`align --help\` says where to start, \`make quickstart\` shows the whole pipeline."
 
 # A browser opens only where somebody sits: output to a terminal, and a screen.
 next:

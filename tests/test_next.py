@@ -56,6 +56,8 @@ def test_installing_alone(tmp_path: Path):
         shutil.copy(ROOT / name, tmp_path)
     asked, more = (shell(f"make --dry-run {target}", tmp_path).stdout for target in ("install", "quickstart"))
     assert "touch .venv/.installed" in asked and "--editable ." in asked and " run " not in asked
+    said = asked[asked.rindex("touch .venv/.installed") :]
+    assert all(next_ in said for next_ in ("source .venv/bin/activate", "align --help", "make quickstart"))
     assert "touch .venv/.installed" in more and "align run recipes/quickstart.yaml" in more
 
 

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import os
 import shlex
-from pathlib import Path
+import sys
 
 from align.cli import flags
 from align.cli.flags import Command, to_json
 from align.exchange import hub
 from align.ground.errors import InputError
-from align.ground.terminal import counted, print_result, say
+from align.ground.paths import plain
+from align.ground.terminal import counted, print_result, prose, say, wrapped
 from align.store import Store, Transfer
 
 
@@ -103,10 +104,12 @@ def _transferred(done: str, transfer: Transfer, args: argparse.Namespace) -> Non
     """What travelled, on stderr, and the names with their digests."""
     for name, old in transfer.moved.items():
         say(f"{name} pointed at {old[:12]} before")
-    travelled = f"{transfer.files} files ({transfer.size:,} bytes) and {transfer.artifacts} manifests"
-    say(f"{done} {travelled}; {transfer.kept} files were there already")
+    travelled = f"{counted(transfer.files, 'file')} ({transfer.size:,} bytes)"
+    there = "1 file was" if transfer.kept == 1 else f"{transfer.kept:,} files were"
+    say(f"{done} {travelled} and {counted(transfer.artifacts, 'manifest')}; {there} there already")
     lines = "\n".join(f"{name} {digest}" for name, digest in transfer.names.items())
-    print_result(to_json(dataclasses.asdict(transfer)) if args.json else lines, f"All is {done}.")
+    text = to_json(dataclasses.asdict(transfer)) if args.json else wrapped(lines, sys.stdout)
+    print_result(text, f"All is {done}.")
 
 
 def import_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +157,8 @@ def locate(args: argparse.Namespace) -> None:
 
     store = Store(args.store)
     found = locate(args.folder, store)
-    print(f"{Path(args.folder).absolute()} is the base of {', '.join(store.label(a) for a in found)}.")
+    with prose():
+        print(f"{plain(args.folder)} is the base of {', '.join(sorted(map(store.label, found)))}.")
 
 
 COMMANDS = {

@@ -81,6 +81,13 @@ def short_path(path: Path) -> str:
     return min(ways, key=len)
 
 
+def plain(path: str | Path) -> str:
+    """A whole path without steps back, as it is shown; with them where a link on the way makes them lead elsewhere."""
+    given = os.path.join(os.getcwd(), os.path.expanduser(path))
+    found = os.path.normpath(given)
+    return found if os.path.realpath(found) == os.path.realpath(given) else given
+
+
 def near(path: str | Path) -> str:
     """The question whether a file of nearly that name in that folder was meant, of its ending if there is one; ""
     without one."""

@@ -245,20 +245,25 @@ def _laid_out(message: str) -> str:
 
 def wrapped(text: str, stream: TextIO | None = None) -> str:
     """Text whose lines break between words where `stream`, stderr unless one is given, is a terminal, and go on below
-    their last column or indented; what comes next, commands to copy, has a line for each."""
+    their last column or indented; what comes next, commands to copy, has a line for each, or lines that end in \\."""
     stream = stream or sys.stderr
     if not stream.isatty():
         return text
     columns = max(_columns_of(stream), 40)
     wrap = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+    copied = textwrap.TextWrapper(
+        columns - 2, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+    )
 
     def laid(line: str) -> str:
+        if line.startswith(NEXT):
+            commands = line.replace(", or ", "\n   or ").split("\n")
+            return "\n".join(" \\\n".join(copied.wrap(one)) if len(one) > columns else one for one in commands)
         gaps = [gap.end() for gap in re.finditer("  +", line[: columns // 2])]
         wrap.subsequent_indent = " " * (gaps[-1] if gaps else 2)
-        return wrap.fill(line) if len(line) > columns and not line.startswith(NEXT) else line
+        return wrap.fill(line) if len(line) > columns else line
 
-    lines = [line.replace(", or ", "\n   or ") if line.startswith(NEXT) else line for line in text.split("\n")]
-    return "\n".join(map(laid, lines))
+    return "\n".join(map(laid, text.split("\n")))
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class _Command(Generic[C]):
         self.bare = [path for path, field in self.fields.items() if Positional in markers(field)]
         self.splits = ("split",) if ("data",) in self.fields else ()
         self.strange: list[str] = []
+        self.strays: list[str] = []
         self.found: list[str] = []
 
     def read(self, argv: Sequence[str]) -> None:
@@ -165,18 +166,20 @@ class _Command(Generic[C]):
         paths = self.bare
         path = next((path for path in paths if path not in self.values or is_list(self.fields[path])), None)
         if path is None:
-            count = {0: "no bare words", 1: "one word"}.get(len(paths), f"{len(paths)} words")
-            takes = f"{count} ({', '.join(map('.'.join, paths))})" if paths else count
-            lists = [".".join(path) for path in self.values if path in self.fields and is_list(self.fields[path])]
-            several = f"; several values of --{lists[0]} are joined by commas" if lists else ""
-            self.found.append(
-                f"{word}: {self.owner} takes {takes}; settings are given as --KEY VALUE{several}. "
-                f"See {self.prog} --help."
-            )
+            self.strays.append(word)
         elif is_list(self.fields[path]):
             self.values[path] = [*self.listed(path), word]
         else:
             self.values[path] = spelt(self.fields[path], word)
+
+    def stray(self) -> str:
+        """What is said of words that stand for no setting."""
+        count = {0: "no bare words", 1: "one word"}.get(len(self.bare), f"{len(self.bare)} words")
+        takes = f"{count} ({', '.join(map('.'.join, self.bare))})" if self.bare else count
+        lists = [".".join(path) for path in self.values if path in self.fields and is_list(self.fields[path])]
+        several = f"; several values of --{lists[0]} are joined by commas" if lists else ""
+        said = f"{self.owner} takes {takes}; settings are given as --KEY VALUE{several}. See {self.prog} --help."
+        return f"{', '.join(self.strays)}: {said}"
 
     def unknown(self, name: str, value: str) -> None:
         plain = name.replace("-", "_")
@@ -228,6 +231,8 @@ class _Command(Generic[C]):
                 inner[key] = dict(before) if isinstance(before, Mapping) else {}
                 inner = inner[key]
             inner[path[-1]] = said
+        if self.strays:
+            self.found.insert(0, self.stray())
         if "split" in self.switches:
             try:
                 given["data"] = with_split(spelled(given.get("data")), self.switches["split"])

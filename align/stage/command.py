@@ -69,7 +69,7 @@ def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
     """What one would usually do next; data, and rewards, are for what they came of, which `start` names."""
     taken = f"python -m align.{feeds} {start} --data {name}"
     if not feeds:
-        taken = f"align data inspect {name} says what it holds; a stage that trains on that takes it by --data {name}"
+        taken = f"align data inspect {name}, or --data {name} at a stage that trains on it"
     then = f"python -m align.evaluate --compare {name} --data prompts.jsonl --judges.NAME FILE.py:FUNCTION"
     if feeds:
         then = f"python -m align.{feeds} --parent {name} --data pairs.jsonl"
@@ -80,5 +80,5 @@ def next_command(name: str, artifact: Artifact, feeds: str, start: str) -> str:
         f"align.merge {name} --out DIR",
         "classifier": f"next: align checkout {name} DIR, or align show {name} for the code that loads it",
         "data": f"next: {taken}",
-        "report": f"next: align checkout {name} DIR, and python -m webbrowser DIR/report.html opens its page",
+        "report": f"next: align checkout {name} DIR && python -m webbrowser DIR/report.html",
     }[artifact.kind]

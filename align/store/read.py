@@ -16,6 +16,7 @@ from typing import NoReturn
 from align.ground import disk as disk
 from align.ground.disk import locked, seal, unseal, write_file, written_folder
 from align.ground.errors import AlignError, InputError
+from align.ground.paths import plain
 from align.store.artifact import Artifact, Lineage, is_digest
 from align.store.damage import Damage, bad_answer, bad_ref, found_hash
 from align.store.graph import grow
@@ -222,7 +223,7 @@ class StoreReader(StoreLayout):
         """Where the base with this digest was last seen; None when that is not known. What lies there now is for the
         caller to check."""
         noted = unseal(self.keyed_path("places", digest))
-        return None if noted is None else Path(os.fsdecode(noted))
+        return None if noted is None else Path(plain(os.fsdecode(noted)))
 
     def refs(self) -> dict[str, str]:
         """Every ref and the digest it points at, by name.

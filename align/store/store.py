@@ -14,6 +14,7 @@ from pathlib import Path
 from align.ground.disk import TEMP, explaining, locked, seal, sync_folder, write_file, written_folder
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.paths import plain
 from align.ground.progress import Task
 from align.ground.terminal import on_stderr
 from align.store.access import access_to, if_free
@@ -215,7 +216,7 @@ class Store(StoreReader):
     def note_place(self, digest: str, path: Path) -> None:
         """Keep where the base with this digest lies on this machine; manifests name no paths."""
         file = self.keyed_path("places", digest)
-        if self.place(digest) != path.absolute():
+        if self.place(digest) != Path(plain(path)):
             with self.writing():
                 write_file(file, seal(os.fsencode(path.absolute())))
 

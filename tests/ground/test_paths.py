@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.ground.paths import near
+from align.ground.paths import near, plain
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,13 @@ def test_what_is_named_is_not_what_was_meant(tmp_path: Path) -> None:
     (tmp_path / "judge.py").touch()
     assert near(tmp_path / "judge.py") == ""
     assert near(tmp_path / "judg.py") == f" Did you mean {tmp_path / 'judge.py'}?"
+
+
+def test_a_path_is_told_without_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Negative control: where a link on the way makes the steps lead elsewhere, they stay."""
+    for folder in ("a/b", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "c")
+    assert plain("../c/../a/model") == plain(tmp_path / "c/../a/model") == str(tmp_path / "a/model")
+    (tmp_path / "c/link").symlink_to(tmp_path / "a/b")
+    assert plain("link/../model") == str(tmp_path / "c/link/../model")

@@ -217,7 +217,8 @@ def test_articles():
 
 
 def test_lines_break_between_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch):
-    """Commands to copy have a line each, whole; a word longer than the line stays whole. The control is a pipe."""
+    """Commands to copy have a line each, or lines that a shell joins; a word longer than the line stays whole. The
+    control is a pipe."""
     said = f"a {'word ' * 20}{'x' * 90} end\nnext: align show {'y' * 90}, or align chat z"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert terminal.wrapped(said) == said
@@ -225,8 +226,9 @@ def test_lines_break_between_words_in_a_terminal_alone(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
     shown = terminal.wrapped(said).split("\n")
-    assert [line.strip() for line in shown if len(line) > 80] == ["x" * 90, f"next: align show {'y' * 90}"]
-    assert shown[-1] == "   or align chat z" and " ".join(" ".join(shown[:-2]).split()) == said.split("\n")[0]
+    assert [line.strip() for line in shown if len(line) > 80] == ["x" * 90, "y" * 90]
+    assert shown[-1] == "   or align chat z" and " ".join(" ".join(shown[:-3]).split()) == said.split("\n")[0]
+    assert shown[-3] == "next: align show \\"  # which a shell goes on from
 
 
 def test_prose_on_stdout_breaks_between_words_in_a_terminal_alone():

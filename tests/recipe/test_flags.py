@@ -144,6 +144,11 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "word: dpo takes no bare words; settings are given as --KEY VALUE. See python -m align.dpo --help.",
         ),
         (
+            ("--adapter.targets", "q_proj", "k_proj", "v_proj"),
+            "k_proj, v_proj: dpo takes no bare words; settings are given as --KEY VALUE; several values of "
+            "--adapter.targets are joined by commas. See python -m align.dpo --help.",
+        ),
+        (
             ("--activation_checkpointing", "no"),
             '--activation_checkpointing: expected true or false, found the text "no".',
         ),

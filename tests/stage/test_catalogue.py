@@ -212,7 +212,9 @@ def test_what_comes_next_of_rows_of_any_kind() -> None:
     made = cast(Artifact, SimpleNamespace(kind="data"))
     names = ("clean", "decontaminate", "convert", "split", "mix")
     of_any = {name: next_command("mine", made, catalogue.stage_of(name).feeds, "--parent SFT") for name in names}
-    assert {text.partition(" says")[0] for text in of_any.values()} == {"next: align data inspect mine"}
+    assert {text.partition(", or ")[0] for text in of_any.values()} == {"next: align data inspect mine"}
+    report = next_command("quickstart/report", cast(Artifact, SimpleNamespace(kind="report")), "", "")
+    assert report == "next: align checkout quickstart/report DIR && python -m webbrowser DIR/report.html"
     of_pairs = next_command("mine", made, catalogue.stage_of("pairs").feeds, "--parent SFT")
     assert of_pairs == "next: python -m align.reward --parent SFT --data mine"
 

@@ -48,10 +48,9 @@ def test_events_outlive_the_run(
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     made = train(pipeline, report_to=["tensorboard"], logging_steps=1, name="a/curve")
     (events,) = (tmp_path / "runs/a/curve").glob("*/events*")
-    assert (
-        f"TensorBoard's events are in {events.parent}; tensorboard --logdir {tmp_path / 'runs'}"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err.splitlines()  # each path ends its line, where it can be copied
+    assert f"a/curve: TensorBoard's events are in {events.parent}" in said
+    assert f"a/curve: they are shown by tensorboard --logdir {tmp_path / 'runs'}" in said
     found = EventAccumulator(str(events)).Reload()
     losses = {event.step: event.value for event in found.Scalars("train/loss")}
     assert losses == pytest.approx({step: row["loss"] for step, row in rows(pipeline, made).items()})

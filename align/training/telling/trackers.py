@@ -108,4 +108,5 @@ def keep_events(trainer: Trainer, title: str) -> None:
             root = Path(os.path.expanduser(callback.logging_dir or EVENTS)).absolute()
             callback.logging_dir = str(root / title / Path(default_logdir()).name)
             trainer.add_callback(HyperParameters(callback))
-            say(f"{title}: TensorBoard's events are in {callback.logging_dir}; tensorboard --logdir {root}")
+            say(f"{title}: TensorBoard's events are in {callback.logging_dir}")
+            say(f"{title}: they are shown by tensorboard --logdir {root}")
