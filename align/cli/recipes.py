@@ -114,7 +114,11 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
         time = "made elsewhere" if took is None else f"{took:8.1f} s"
         lines.append(f"{name:<{width}}  {artifact.short}  {time}")
     last = list(rows.values())[-1]
-    return "\n".join([*lines, *(["", result_text(store, last)] if last.kind == "report" else [])])
+    if last.kind != "report":
+        return "\n".join(lines)
+    reports = [name for name, artifact in rows.items() if artifact.kind == "report"]
+    whose = f", the last of {len(reports)} reports; the command at the end is for all" if reports[1:] else ""
+    return "\n".join([*lines, "", f"{reports[-1]}{whose}:", "", result_text(store, last)])
 
 
 COMMANDS = {"run": Command(run_flags, run), "sweep": Command(sweep_flags, sweep)}

@@ -160,7 +160,9 @@ def test_reports_of_seeds_are_combined(pipeline: Pipeline, capsys: pytest.Captur
     assert found["sft/letters"].mean == pytest.approx(fmean(values)) and others == []
     capsys.readouterr()
     dispatch(["run", str(pipeline.recipe), "--store", str(pipeline.store.path)])
-    assert capsys.readouterr().out.splitlines()[-1] == "align combine 'tiny/*/report'"
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "align combine 'tiny/*/report'"
+    assert "tiny/seed-4/report, the last of 2 reports; the command at the end is for all:" in told
     dispatch(["combine", "tiny/*/report", "--store", str(pipeline.store.path)])
     shown = capsys.readouterr().out
     assert "tiny/seed-3/report" in shown and "sft/letters" in shown
