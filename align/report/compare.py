@@ -20,7 +20,7 @@ from align.report.glossary import by_importance, left_out, of_several_kinds
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, interval, memory, number
 from align.report.text import SHORT, all_names, name_of
-from align.report.training import Points, read_curves
+from align.report.training import Points, kept_in_words, read_curves
 from align.store import Artifact, Store
 from align.store.artifact import STORED
 
@@ -109,7 +109,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         (artifact.stage, artifact.config.get("loss"), [*one, *other])
         for artifact, one, other in zip(artifacts, measured, histories, strict=True)
     )
-    measured = [_without(mixed, one) for one in measured]
+    measured, histories = [_without(mixed, one) for one in measured], [_without(mixed, one) for one in histories]
     one = len({artifact.digest for artifact in artifacts}) == 1
     own = _figures("of each run", measured, _judged(artifacts), one_artifact=one)
     if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
@@ -121,8 +121,8 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         alone,
         [*_reports(store, artifacts, one_artifact=one), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
-        _curves([_without(mixed, one) for one in histories]),
-        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *left_out(mixed)],
+        _curves(histories),
+        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *left_out(mixed), *kept_in_words(artifacts, histories)],
     )
 
 

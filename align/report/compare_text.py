@@ -78,7 +78,7 @@ def _curves(found: Comparison, width: int, html: str | None) -> Iterator[list[st
     if pictures:
         shows = f"{html} shows" if html else "--html FILE shows"
         more = f" Not drawn: {len(names) - CURVES}, which {shows}." if len(names) > CURVES else ""
-        yield [f"Letters are the runs above, + several of them.{more}"]
+        yield [fill(f"Letters are the runs above, + several of them.{more}", width)]
 
 
 def table_of(

@@ -128,9 +128,7 @@ def legend(report: summary.Report) -> str:
     )
     if summary.win_rate(report) in found:
         won = summary.label(summary.win_rate(report))
-        text.append(
-            f"{won} says on how many prompts, of 100, a row's answer scores above {reference}'s, ties half: 50 is even"
-        )
+        text.append(f"{won} says on how many prompts a row's answer scores above {reference}'s, ties half: 50% is even")
     text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
     text.append("Where two overlap, they are not told apart by it")
     return ". ".join(text) + "."
@@ -141,7 +139,7 @@ def others(report: summary.Report) -> str:
     there = [measure for measure in summary.measures(report) if not summary.is_main(report, measure)]
     meant = {
         "kl": f"is how far answers have moved from {report.reference}, in nats per answer",
-        "eos_rate": "says how many answers, of 100, end by themselves",
+        "eos_rate": "says how many answers end by themselves",
         "length": "is the mean of the answers",
         "loss": "is of texts that were not trained on, in nats per token",
         "perplexity": f"is {MEANINGS['perplexity']}",

@@ -17,6 +17,7 @@ from align.ground.json import Json
 from align.ground.terminal import printable
 from align.report import glossary, summary
 from align.report.summary import Report, Sample, ShownAnswer, Watched
+from align.report.text import name_parts
 from align.store.shapes import PAGE
 
 if TYPE_CHECKING:
@@ -40,22 +41,26 @@ def html(report: Report) -> str:
     seconds = [cost.get("seconds", 0.0) for cost in report.costs.values()]
     curves = {stage: _panels(metrics) for stage, metrics in report.curves.items() if metrics}
     named = [name for metrics in report.curves.values() for name in metrics]
+    trained, best = list(dict.fromkeys([*curves, *report.settings])), summary.leaders(report)
+    many = len(report.stages) > MANY
+    opened = [name for name in trained if not many or name in best[: summary.NAMED]]
     body = page.render(
         report=report,
         verdict=summary.sentences(report),
         legend=glossary.legend(report),
         beside=glossary.others(report),
-        best=summary.leaders(report),
+        best=best,
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},
         curves=curves,
-        trained_stages=list(dict.fromkeys([*curves, *report.settings])),
+        trained_stages=trained,
         meanings=glossary.explained([*named, *summary.measures(report)]),
         samples=[(sample.prompt, _folded(sample)) for sample in report.samples],
         same=_same,
-        many=len(report.stages) > MANY,
-        named=summary.NAMED,
+        many=many,
+        opened=opened,
         shown=SHOWN,
+        headline=summary.label(report.headline),
         share=summary.is_share(report, report.headline),
         longest=max(seconds, default=0.0),
         total=sum(seconds),
@@ -84,19 +89,30 @@ def environment() -> Environment:
         "number": summary.number,
         "whole": _whole,
         "dash": plots.dash,
+        "parts": _parts,
     }
     return found
 
 
+def _parts(name: str) -> Markup:
+    """A name, escaped, in which a line may break where a part of it ends, and as long as it fits in no other place."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(map(escape, name_parts(name)))
+
+
 def _whole(text: str, names: Sequence[str]) -> Markup:
-    """A text, escaped, in which no line breaks within a name, as browsers do behind a hyphen."""
+    """A text, escaped, in which no line breaks within a name that fits, as browsers do behind a hyphen."""
     from markupsafe import Markup, escape
 
     hyphened = sorted((name for name in names if "-" in name), key=len, reverse=True)
     if not hyphened:
         return escape(text)
     known = "|".join(re.escape(str(escape(name))) for name in hyphened)
-    return Markup(re.sub(rf"(?<![\w./-])(?:{known})(?![\w/-])", r'<span class="whole">\g<0></span>', str(escape(text))))
+    found = rf"(?<![\w./-])(?:{known})(?![\w/-])"
+    return Markup(
+        re.sub(found, lambda name: f'<span class="whole">{"<wbr>".join(name_parts(name[0]))}</span>', str(escape(text)))
+    )
 
 
 def _column(report: Report, measure: str) -> Json:
@@ -121,7 +137,7 @@ def _column(report: Report, measure: str) -> Json:
         guided = estimates.get(reference)
         guide = guided.value if guided else None
         pictures = {name: plots.bar(e, low, high, guide) for name, e in estimates.items()}
-        ends = (summary.number(low, share).removesuffix(".0"), summary.number(high, share).removesuffix(".0"))
+        ends = tuple(summary.number(end, share).replace(".0%", "%") for end in (low, high))
     cells = {
         name: {
             "number": summary.number(e.value, share) if e else "",
@@ -131,7 +147,7 @@ def _column(report: Report, measure: str) -> Json:
         for name, e in estimates.items()
     }
     apart = reference if measure == summary.win_rate(report) and not estimates.get(reference) else None
-    return {"label": summary.label(measure), "share": share, "cells": cells, "ends": ends, "apart": apart}
+    return {"label": summary.label(measure), "cells": cells, "ends": ends, "apart": apart}
 
 
 def _panels(metrics: Mapping[str, Points]) -> tuple[list[Panel], list[Panel]]:

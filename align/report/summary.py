@@ -23,8 +23,8 @@ BASE = "base"
 """The row of the model before all training."""
 NAMED = 3
 """Rows that a sentence names; the others are counted."""
-SHARES = ("accuracy", "rate", "agreement")
-"""Measures in [0, 1] that are shown of 100: keys that end in one of these, win rates, and what judges measure."""
+SHARES = ("accuracy", "accuracies", "rate", "agreement", "fraction")
+"""Measures in [0, 1], which reports show in %: keys that end in one of these, win rates, and what judges measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def label(name: str) -> str:
 
 
 def is_share(report: Report, measure: str) -> bool:
-    """Whether a measure is shown of 100: it may be a share, and no value is outside [0, 1]."""
+    """Whether a measure is shown in %: it may be a share, and no value is outside [0, 1]."""
     found = [estimate(report, name, measure) for name in rows(report)]
     return may_be_share(measure, report.judged) and all(0 <= e.value <= 1 for e in found if e)
 
@@ -177,9 +177,9 @@ def may_be_share(measure: str, judged: Collection[str]) -> bool:
 
 
 def number(value: float, share: bool = False) -> str:
-    """A value with the digits that matter: one decimal of 100 for shares, three significant figures else."""
+    """A value with the digits that matter: one decimal of shares in %, three significant figures else."""
     if share:
-        return f"{100 * value:.1f}"
+        return f"{100 * value:.{int(value != 1)}f}%"
     if not math.isfinite(value):
         return str(value)
     decimals = 0 if value == 0 else max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
@@ -187,8 +187,8 @@ def number(value: float, share: bool = False) -> str:
 
 
 def interval(estimate: Estimate, share: bool = False) -> str:
-    """The interval as `66.4 to 75.5`, empty where there is none."""
-    return " to ".join(number(end, share) for end in estimate.interval) if estimate.interval else ""
+    """The interval as `66.4 to 75.5`, which stands beside the value and its %; empty where there is none."""
+    return " to ".join(number(end, share).rstrip("%") for end in estimate.interval) if estimate.interval else ""
 
 
 def duration(seconds: float) -> str:
@@ -235,7 +235,7 @@ def sentences(report: Report) -> list[str]:
     best = _best(report, first)
     if report.prompts == 1 and report.headline in report.judged:
         best = f"On one prompt, which decides nothing, {best[0].lower()}{best[1:]}"
-    found = [best, _wins(report, rivals), *(_prices(report, name) for name in rivals[:NAMED])]
+    found = [best, _wins(report, rivals), *_prices(report, rivals[:NAMED])]
     return [sentence for sentence in found if sentence]
 
 
@@ -244,7 +244,7 @@ def _best(report: Report, first: Sequence[str]) -> str:
     found = {name: e for name in report.stages if (e := estimate(report, name, what))}
     named = first[:NAMED]
     listed = _some([f"{name} {_figure(report, name, what)}" for name in named], len(first), ", ")
-    by = f"by {label(what)}" + (" (of 100)" if is_share(report, what) else "")
+    by = f"by {label(what)}"
     if len(first) > 1 and len({e.value for e in found.values()}) == 1:
         return f"All are alike {by}: {listed}."
     how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
@@ -272,29 +272,28 @@ def _wins(report: Report, names: Sequence[str]) -> str:
     ties = [name for name, e in found.items() if name in report.tied and e.value == 0.5]
     if len(ties) == len(found):
         return f"All comparisons with {report.reference} are ties."
-    wins = ", ".join(
-        f"{name} only ties" if name in ties else f"{name} wins {_figure(report, name, measure, '%')}"
-        for name in [*found][:NAMED]
-    )
-    text = f"Of comparisons with {report.reference} {wins}"
+    won = {name: "only ties" if name in ties else f"wins {_figure(report, name, measure)}" for name in [*found][:NAMED]}
+    text = f"Of comparisons with {report.reference} {', '.join(f'{name} {how}' for name, how in won.items())}"
     unsure = [n for n, e in found.items() if n not in ties and (not e.interval or e.interval[0] <= 0.5)]
     return f"{text}; {_some(unsure, len(unsure))} not surely more than half." if unsure else f"{text}."
 
 
-def _prices(report: Report, name: str) -> str:
-    """What other judges find surely worse than the reference's."""
+def _prices(report: Report, names: Sequence[str]) -> list[str]:
+    """What other judges find surely worse than the reference's: a sentence for each judge."""
     text = []
     for measure in report.judged:
-        now, before = estimate(report, name, measure), estimate(report, report.reference, measure)
-        if measure != report.headline and now and before and now.value < before.value and not equal(now, before):
-            worse, better = (_figure(report, row, measure) for row in (name, report.reference))
-            text.append(f"But {label(measure)} is lower: {name} {worse}, {report.reference} {better}.")
-    return " ".join(text)
+        before, what = estimate(report, report.reference, measure), label(measure)
+        found = {name: e for name in names if (e := estimate(report, name, measure))}
+        worse = [n for n, e in found.items() if before and e.value < before.value and not equal(e, before)]
+        if worse and measure != report.headline:
+            listed = _some([f"{name} {_figure(report, name, measure)}" for name in worse], len(worse))
+            has = _figure(report, report.reference, measure)
+            text.append(f"But {what} is lower in {listed}; {report.reference} has {has}.")
+    return text
 
 
-def _figure(report: Report, name: str, measure: str, unit: str = "") -> str:
-    """A value with its interval, `70.3 (95%: 66.3 to 74.3)`; empty where it was not measured."""
+def _figure(report: Report, name: str, measure: str) -> str:
+    """A value with its interval, `70.3% (95%: 66.3 to 74.3)`; empty where it was not measured."""
     found, share = estimate(report, name, measure), is_share(report, measure)
-    if not found:
-        return ""
-    return f"{number(found.value, share)}{unit}" + (f" (95%: {interval(found, share)})" if found.interval else "")
+    ends = f" (95%: {interval(found, share)})" if found and found.interval else ""
+    return f"{number(found.value, share)}{ends}" if found else ""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
 from align.report import glossary, summary
 from align.report.summary import Estimate, Report
+from align.report.text import name_parts
 
 BAR = 10
 """Characters of the headline's full scale."""
 WIDTH = 79
-"""Columns of the text, and of a table where one measure takes no more."""
+"""Columns of the text, and of a table where the names of its rows leave room for one measure."""
+NARROW = 12
+"""Characters of a heading's line at least."""
 
 
 def table(report: Report) -> str:
@@ -50,7 +54,8 @@ def _blocks(report: Report, measures: Sequence[str]) -> Iterator[str]:
     rest = list(measures)
     while rest:
         fit = next((n for n in range(len(rest), 1, -1) if _width(_block(report, rest[:n])) <= WIDTH), 1)
-        yield _block(report, rest[:fit])
+        narrower = (_block(report, rest[:fit], heading) for heading in range(WIDTH, NARROW, -1))
+        yield next((block for block in narrower if _width(block) <= WIDTH), None) or _block(report, rest[:fit], NARROW)
         rest = rest[fit:]
 
 
@@ -58,10 +63,23 @@ def _width(block: str) -> int:
     return max(map(len, block.split("\n")))
 
 
-def _block(report: Report, measures: Sequence[str]) -> str:
-    """A table of the stages and baselines of which any of the measures is known."""
+def _in_lines(title: str, width: int) -> list[str]:
+    """A heading broken between words, and within a name behind its dots, hyphens and slashes."""
+    lines = [""]
+    for piece in (part for word in re.split("(?<= )", title) for part in name_parts(word)):
+        if lines[-1] and len(f"{lines[-1]}{piece}".rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _block(report: Report, measures: Sequence[str], heading: int = WIDTH) -> str:
+    """A table of the stages and baselines of which any of the measures is known; headings longer than `heading` take
+    several lines."""
     columns = [column for measure in measures for column in _columns(report, measure)]
-    heading = ["", *(column.title for column in columns)]
+    titles = [_in_lines(title, heading) for title in ("", *(column.title for column in columns))]
+    height = max(map(len, titles))
+    headings = [*zip(*([""] * (height - len(title)) + title for title in titles), strict=True)]
 
     def rows(names: Sequence[str]) -> list[list[str]]:
         found = {name: [summary.estimate(report, name, column.measure) for column in columns] for name in names}
@@ -72,13 +90,15 @@ def _block(report: Report, measures: Sequence[str]) -> str:
         ]
 
     stages, baselines = rows(report.stages), rows(report.baselines)
-    lines = [heading, *stages, *baselines]
+    lines = [*headings, *stages, *baselines]
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     left = [True, *(column.left for column in columns)]
 
-    def text(line: list[str]) -> str:
+    def text(line: Sequence[str]) -> str:
         cells = zip(line, widths, left, strict=True)
         return "  ".join(cell.ljust(width) if to_left else cell.rjust(width) for cell, width, to_left in cells).rstrip()
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([text(heading), rule, *map(text, stages), *([rule] if baselines else []), *map(text, baselines)])
+    return "\n".join(
+        [*map(text, headings), rule, *map(text, stages), *([rule] if baselines else []), *map(text, baselines)]
+    )

@@ -3,13 +3,14 @@ torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from align.ground.paths import short_path
 from align.ground.terminal import one_line
 from align.report.code import artifact_of, load_lines
 from align.report.summary import duration, memory
-from align.report.training import read_warnings
+from align.report.training import kept_text, read_warnings
 from align.store import Artifact, BaseRecord, CostRecord, Store, is_digest
 
 SHORT = 12
@@ -38,6 +39,7 @@ def show_text(store: Store, ref: str | Artifact) -> str:
         ("data", _settings(artifact.data)),
         ("config", _settings(artifact.config)),
         ("metrics", _settings(artifact.metrics)),
+        ("kept", [[said] for said in kept_text(store, artifact)]),
         ("guard", [[warning] for warning in read_warnings(store, artifact)]),
         ("files", [[size_text(entry["size"]), path] for path, entry in sorted(artifact.files.items())]),
     ]
@@ -126,6 +128,11 @@ def size_text(size: int) -> str:
 def time_text(finished: str) -> str:
     """`2026-11-21 07:25 UTC` of an ISO time in UTC."""
     return f"{finished[:10]} {finished[11:16]} UTC" if finished else ""
+
+
+def name_parts(name: str) -> list[str]:
+    """A name in the pieces between which a line may break: behind dots, hyphens and slashes, and not in a number."""
+    return re.split(r"(?<=[/-])(?=[^./-])|(?<=\.)(?=[^./\d-])", name)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

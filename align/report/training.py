@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any, TypedDict
 
 from align.ground.errors import AlignError
@@ -30,6 +31,34 @@ def read_curves(store: Store, artifact: Artifact) -> dict[str, Points]:
             if name not in ("step", "learning_rate", "grad_norm", "guard/warnings") and not name.endswith("/std"):
                 curves.setdefault(name, []).append((row["step"], value))
     return curves
+
+
+def of_the_end(artifact: Artifact, curves: Collection[str]) -> list[str]:
+    """Which figures are of a run's last steps, where `keep: best` kept the weights of an earlier one; none else."""
+    kept, steps = (artifact.metrics.get(name) for name in ("kept/step", "steps"))
+    if not isinstance(kept, int) or not isinstance(steps, int) or kept == steps:
+        return []
+    return [name for name in sorted(curves) if name in artifact.metrics and not name.startswith("eval/")]
+
+
+def kept_text(store: Store, artifact: Artifact) -> list[str]:
+    """Which figures are of the weights that are kept, and which of the end, in a sentence; none where all are."""
+    found = of_the_end(artifact, read_curves(store, artifact)) if "kept/step" in artifact.metrics else []
+    end = f"of the last steps of training, up to {artifact.metrics.get('steps')}: {', '.join(found)}"
+    return [f"step {artifact.metrics['kept/step']}, whose weights eval/… are of; {end}"] if found else []
+
+
+def kept_in_words(runs: Sequence[Artifact], curves: Sequence[Collection[str]]) -> list[str]:
+    """The same of several runs, by their letters."""
+    of_end = [of_the_end(run, found) for run, found in zip(runs, curves, strict=True)]
+    kept = [
+        f"step {run.metrics['kept/step']} of {run.metrics['steps']} ({letter})"
+        for letter, run, found in zip(ascii_uppercase, runs, of_end, strict=False)
+        if found
+    ]
+    figures = dict.fromkeys(figure for found in of_end for figure in found)
+    end = f"of the last steps of training there: {', '.join(figures)}"
+    return [f"Kept: {', '.join(kept)}, whose weights eval/… are of; {end}."] if kept else []
 
 
 def read_reinforced(store: Store, artifact: Artifact) -> Reinforced | None:

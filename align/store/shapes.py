@@ -61,6 +61,7 @@ ELEMENTS = {
     "title",
     "tr",
     "ul",
+    "wbr",
 }
 """Elements of a report's page after that."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from align.evaluation.written import settings_of
+from align.folders.model import MODEL_FILES
 from align.ground.errors import AlignError, InputError
 from align.report.compare import ABSENT, as_json, compare, surely_best
 from align.report.compare_page import compared_page
@@ -25,11 +26,12 @@ from align.report.diff import diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
 from align.report.summary import Estimate, Setting
-from align.report.text import elided, told_apart
+from align.report.text import elided, show_text, told_apart
 from align.stage import catalogue
 from align.store import Artifact, Store, digest_json
 from tests.conftest import ROOT, run_align
 from tests.store.conftest import fill, put
+from tests.store.remotes import make
 
 BETAS = (0.05, 0.1, 0.2)
 STEPS = 5
@@ -398,7 +400,8 @@ def test_the_page(store: Store, tmp_path: Path):
     assert f"--html: {out} is there already" in run_align("compare", "q/dpo.*", *flags, code=2).stderr
     found = compare(store, ["q/dpo.*"])
     many = replace(found, curves={f"curve {n}": found.curves["loss"] for n in range(6)})
-    assert "Not drawn: 2, which --html FILE shows." in compared_text(many, 80)
+    assert "Not drawn: 2, which --html FILE shows." in " ".join(compared_text(many, 80).split())
+    assert max(map(len, compared_text(many, 80).split("\n"))) <= 80
     assert "Not drawn: 2, which b.html shows." in compared_text(many, 80, "b.html")
 
 
@@ -493,3 +496,39 @@ def test_terminals(columns: int, store: Store, tmp_path: Path):
     assert sum(line.startswith(tuple("ABCDEFG")) for line in compared) == 7 and "0.600*" in "".join(compared)
     assert [line for line in compared if line.startswith("settings that differ")]
     assert names[6] in run_align("ls", "--store", store.path).stdout
+
+
+def test_the_stores_prose_fits_a_terminal(store: Store, tmp_path: Path):
+    """What `gc`, `verify`, `push` and `locate` say. In a pipe, the control, each has its line, which is wider."""
+    base = fill(tmp_path / "a/base", {"config.json": b"{}", "model.safetensors": b"w"})
+    on_base = {"model": "base", "revision": None, "digest": store.digest_folder(base, MODEL_FILES), "quantize": None}
+    for i in range(4):
+        trained(store, tmp_path, f"q/dpo.data-pairs.jsonl.loss-{i}", 0.3 + i, base=on_base)
+    for seed in range(2):
+        store.tag(f"p/dpo.data-pairs.jsonl.loss-{seed}", make(store, tmp_path, seed))
+    (tmp_path / "c").mkdir()
+    where = ["--store", store.path]
+    for words in (["gc"], ["verify"], ["push", f"file://{tmp_path}/far", "p/*"], ["locate", tmp_path / "c/../a/base"]):
+        shown = [line.rpartition("\x1b[K")[2] for line in in_terminal(50, *words, *where)]
+        assert not [line for line in shown if len(line) > 50 and line.split()[1:]], words
+        piped = run_align(*words, *where).stdout
+        assert max(map(len, piped.splitlines())) > 50 and set(piped.split()) <= set(" ".join(shown).split())
+    assert piped.startswith(f"{base} is the base of q/dpo.data-pairs.jsonl.loss-0, q/")
+
+
+def test_of_which_step_figures_are(store: Store, tmp_path: Path):
+    """Where an earlier step was kept, `show` and `compare` say which figures are of it, and which of the end. Negative
+    control: a run whose last step was kept."""
+    figures = {"loss": 0.3, "rewards/margins": 0.2, "eval/accuracy": 0.9, "best/step": 3, "best/loss": 0.4, "steps": 4}
+    for name, kept in (("q/early", 3), ("q/last", 4)):
+        trained(store, tmp_path, name, 0.1, metrics=figures | {"kept/step": kept})
+    shown = {name: show_text(store, name) for name in ("q/early", "q/last")}
+    said = "kept     step 3, whose weights eval/… are of; of the last steps of training, up to 4: loss, rewards/margins"
+    assert said in shown["q/early"].splitlines() and "\nkept " not in shown["q/last"]
+    beside = compare(store, ["q/early", "q/last"])
+    end = "whose weights eval/… are of; of the last steps of training there: loss, rewards/margins."
+    assert f"Kept: step 3 of 4 (A), {end}" in beside.notes
+    assert f"Kept: step 3 of 4 (A), {end}" in compared_page(beside)
+    assert "Kept: " in compared_text(beside, 80)
+    trained(store, tmp_path, "q/whole", 0.2, metrics=figures | {"kept/step": 4})
+    assert not [note for note in compare(store, ["q/last", "q/whole"]).notes if note.startswith("Kept")]

@@ -63,11 +63,13 @@ REPORT = Report(
 class Page(HTMLParser):
     """Checks that every tag is closed in order, and keeps tags, attributes and the visible text."""
 
-    VOID = ("meta", "br", "img", "link", "input")
+    VOID = ("meta", "br", "img", "link", "input", "wbr")
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
+        self.goes_on = False
+        """The text that comes is of the word before."""
         self.tags: set[str] = set()
         self.attributes: list[tuple[str, str | None]] = []
         self.pieces: list[str] = []
@@ -78,6 +80,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += attrs
+        self.goes_on = tag == "wbr"
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -89,8 +92,11 @@ class Page(HTMLParser):
         assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if self.goes_on:
+            self.pieces[-1] += data
+        elif not self.open or self.open[-1] != "style":
             self.pieces.append(data)
+        self.goes_on = False
 
     @property
     def text(self) -> str:
@@ -115,23 +121,23 @@ def test_page_is_well_formed_and_self_contained():
 def test_page_shows_the_numbers_of_the_data():
     text = Page(html(REPORT)).text
     for shown in (
-        "31.2",
+        "31.2%",
         "27.2 to 35.2",
-        "52.1",
-        "70.3",
+        "52.1%",
+        "70.3%",
         "66.3 to 74.3",
-        "14.0",
-        "100.0",  # gold, of 100
-        "21.0",
-        "74.2",
+        "14.0%",
+        "100%",  # gold
+        "21.0%",
+        "74.2%",
         "70.2 to 78.2",
-        "55.2",
-        "58.5",
+        "55.2%",
+        "58.5%",
         "5.87",  # win rate, correctness, KL
         "300 held-out prompts.",
         "What is 7 plus 5?",
         "11",
-        "15.0",
+        "15.0%",
         "(nothing)",
         "random_answers",
         "4.2 s",
@@ -206,7 +212,7 @@ def test_equal_answers_are_folded():
         return Page(html(replace(REPORT, samples=[Sample("Which?", stages)]))).text
 
     same = shown(ShownAnswer("Twelve.", 1.0), ShownAnswer("11"), ShownAnswer("Twelve.", 1.0))
-    assert same.count("Twelve.") == 1 and "base ppo 100.0 Twelve. sft 11" in same
+    assert same.count("Twelve.") == 1 and "base ppo 100% Twelve. sft 11" in same
     assert shown(ShownAnswer("Twelve.", 1.0), ShownAnswer("11"), ShownAnswer("Twelve.", 0.0)).count("Twelve.") == 2
 
 
@@ -244,7 +250,12 @@ def test_thirty_stages_are_folded_but_the_best():
     source = html(report)
     folded = re.findall(r'<summary><span class="named"><span [^>]*></span>(s\d+)</span></summary>', source)
     assert folded == stages[:29] and "<h3>s29</h3>" in source
-    assert "<summary><span" not in html(REPORT)  # negative control
+    why = "Shown at once: s29, of the best by gold. The other 29 are folded away: a name opens its stage."
+    assert why in Page(source).text
+    untrained = replace(report, curves={name: report.curves[name] for name in stages[:29]})
+    none = '<p class="note before">The other 29 are folded away'
+    assert "Shown at once" not in html(untrained) and none.replace("other ", "") in html(untrained)
+    assert "<summary><span" not in html(REPORT) and "folded away" not in html(REPORT)  # negative controls
 
 
 def test_points_say_their_values():
@@ -307,16 +318,16 @@ def test_an_empty_report_is_a_page_without_sections():
 def test_table_of_the_terminal():
     """Written by hand from REPORT; a bar is round(10 × gold) characters."""
     assert table(REPORT).split("\n")[:10] == [
-        "Best by gold (of 100): ppo 70.3 (95%: 66.3 to 74.3); sft has 52.1 (95%: 48.1 to",
-        "56.1). Of comparisons with sft ppo wins 74.2% (95%: 70.2 to 78.2).",
+        "Best by gold: ppo 70.3% (95%: 66.3 to 74.3); sft has 52.1% (95%: 48.1 to 56.1).",
+        "Of comparisons with sft ppo wins 74.2% (95%: 70.2 to 78.2).",
         "",
         "                             gold  95 %          win rate vs sft  95 %",
         "─" * 78,
-        "base            ███          31.2  27.2 to 35.2             21.0  17.0 to 25.0",
-        "sft             █████        52.1  48.1 to 56.1",
-        "ppo             ███████      70.3  66.3 to 74.3             74.2  70.2 to 78.2",
+        "base            ███         31.2%  27.2 to 35.2            21.0%  17.0 to 25.0",
+        "sft             █████       52.1%  48.1 to 56.1",
+        "ppo             ███████     70.3%  66.3 to 74.3            74.2%  70.2 to 78.2",
         "─" * 78,
-        "random_answers  █            14.0",
+        "random_answers  █           14.0%",
     ]
     assert table(REPORT).endswith("\n\n300 held-out prompts.")
 
@@ -339,6 +350,20 @@ def test_tables_fit_a_terminal():
     assert table(Report("t", ["sft", "dpo"], few, headline="gold", judged=names)).count("─\n") == 1
 
 
+def test_a_long_heading_takes_lines():
+    """Of a swept reference: broken between words and behind its parts, not in a number. Negative control: one that
+    fits stands in one line."""
+    names = [f"dpo.data-pairs.jsonl.beta-0.{i}.loss-sigmoid" for i in (1, 3)]
+    rates = flat(**{names[1]: {f"win_rate_vs_{names[0]}": 0.5, f"win_rate_vs_{names[0]}_ci95": [0.4, 0.6]}})
+    report = Report("t", names, rates, reference=names[0], headline="gold")
+    block = table(report).split("\n\n")[0].split("\n")
+    heading = block[: next(i for i, line in enumerate(block) if "─" in line)]
+    assert max(map(len, block)) <= WIDTH and len(heading) == 3
+    assert not [line for line in heading if line.endswith("0.")]
+    assert "".join(" ".join(heading).replace("95 %", "").split()) == f"winratevs{names[0]}"
+    assert "win rate vs sft  95 %" in table(REPORT)
+
+
 def said(sft: dict[str, object], dpo: dict[str, object], **more: dict[str, object]) -> str:
     stages = ["sft", "dpo", *more]
     metrics = flat(sft=sft, dpo=dpo, **more)
@@ -347,12 +372,12 @@ def said(sft: dict[str, object], dpo: dict[str, object], **more: dict[str, objec
 
 def test_verdict_claims_no_more_than_the_intervals_allow():
     sft = {"gold": 0.5, "correctness": 0.6}
-    best = "Best by gold (of 100): dpo 60.0 (95%: 56.0 to 64.0); sft has 50.0. Of comparisons with sft dpo wins "
+    best = "Best by gold: dpo 60.0% (95%: 56.0 to 64.0); sft has 50.0%. Of comparisons with sft dpo wins "
     assert said(sft, measured(0.6, 0.7)) == f"{best}70.0% (95%: 66.0 to 74.0)."
     assert said(sft, measured(0.6, 0.53)) == f"{best}53.0% (95%: 49.0 to 57.0); dpo not surely more than half."
-    assert said(sft, {"gold": 0.6}) == "Best by gold (of 100): dpo 60.0; sft has 50.0."
-    assert said(sft, measured(0.4, 0.3)) == "Best by gold (of 100): sft 50.0; no other stage is better."
-    assert said({}, {"gold": 0.6}) == "Best by gold (of 100): dpo 60.0."
+    assert said(sft, {"gold": 0.6}) == "Best by gold: dpo 60.0%; sft has 50.0%."
+    assert said(sft, measured(0.4, 0.3)) == "Best by gold: sft 50.0%; no other stage is better."
+    assert said({}, {"gold": 0.6}) == "Best by gold: dpo 60.0%."
     assert said({}, {}) == ""
 
 
@@ -361,13 +386,13 @@ def test_verdict_calls_equal_what_cannot_be_told_apart():
     sft, dpo = {"gold": 0.5, "gold_ci95": [0.46, 0.54]}, measured(0.7, 0.74)
     equals = said(sft, dpo, ppo=measured(0.76, 0.77))
     assert equals == (
-        "Best by gold (of 100), not told apart as their intervals overlap: ppo 76.0 (95%: 72.0 to 80.0), dpo 70.0 "
-        "(95%: 66.0 to 74.0); sft has 50.0 (95%: 46.0 to 54.0). Of comparisons with sft ppo wins 77.0% (95%: 73.0 to "
-        "81.0), dpo wins 74.0% (95%: 70.0 to 78.0)."
+        "Best by gold, not told apart as their intervals overlap: ppo 76.0% (95%: 72.0 to 80.0), dpo 70.0% "
+        "(95%: 66.0 to 74.0); sft has 50.0% (95%: 46.0 to 54.0). Of comparisons with sft ppo wins 77.0% (95%: 73.0 "
+        "to 81.0), dpo wins 74.0% (95%: 70.0 to 78.0)."
     )
     assert "equal" not in said(sft, dpo, ppo=measured(0.79, 0.77))
     assert said(sft, measured(0.52, 0.55)).startswith(
-        "Best by gold (of 100), not told apart as their intervals overlap: dpo 52.0 (95%: 48.0 to 56.0), sft 50.0 "
+        "Best by gold, not told apart as their intervals overlap: dpo 52.0% (95%: 48.0 to 56.0), sft 50.0% "
         "(95%: 46.0 to 54.0). Of comparisons with sft dpo wins 55.0%"
     )
 
@@ -382,18 +407,18 @@ def test_a_verdict_names_three_and_counts_the_rest():
     report = Report("t", ["base", "sft", *rows], metrics, headline="gold", judged=["gold"])
     best, wins = summary.sentences(report)
     assert best == (
-        "Best by gold (of 100), not told apart as their intervals overlap: dpo.0 60.0 (95%: 50.0 to 70.0), dpo.1 59.0 "
-        "(95%: 49.0 to 69.0), dpo.2 58.0 (95%: 48.0 to 68.0) and 10 more; sft has 45.0 (95%: 35.0 to 55.0), not told "
-        "apart; base has 50.0 (95%: 40.0 to 60.0), not told apart."
+        "Best by gold, not told apart as their intervals overlap: dpo.0 60.0% (95%: 50.0 to 70.0), dpo.1 59.0% "
+        "(95%: 49.0 to 69.0), dpo.2 58.0% (95%: 48.0 to 68.0) and 10 more; sft has 45.0% (95%: 35.0 to 55.0), not "
+        "told apart; base has 50.0% (95%: 40.0 to 60.0), not told apart."
     )
     assert wins.count(" wins ") == 3 and wins.endswith("; dpo.0, dpo.1, dpo.2 and 9 more not surely more than half.")
     assert "base" not in summary.leaders(report) and len(summary.leaders(report)) == 13
     pair = replace(report, stages=["base", "sft"], metrics=flat(base=even, sft=measured(0.5, 0.5, half=0.1)))
-    near = "; base has 45.0 (95%: 35.0 to 55.0), not told apart."
-    assert summary.verdict(pair) == f"Best by gold (of 100): sft 50.0 (95%: 40.0 to 60.0){near}"
+    near = "; base has 45.0% (95%: 35.0 to 55.0), not told apart."
+    assert summary.verdict(pair) == f"Best by gold: sft 50.0% (95%: 40.0 to 60.0){near}"
     upside_down = replace(report, metrics=metrics | flat(base=measured(0.65, 0.6, half=0.1)))
     assert summary.verdict(upside_down).startswith(
-        "Best by gold (of 100), not told apart as their intervals overlap: base 65.0"
+        "Best by gold, not told apart as their intervals overlap: base 65.0%"
     )
 
 
@@ -403,7 +428,7 @@ def test_where_all_are_alike_none_is_best():
     even = {"win_rate_vs_sft": 0.5, "win_rate_vs_sft_ci95": [0.25, 0.75]}
     metrics = flat(base=row | even, sft=row)
     report = Report("t", ["base", "sft"], metrics, headline="gold", judged=["gold"], tied=["base"])
-    alike = "All are alike by gold (of 100): base 0.0 (95%: 0.0 to 49.0), sft 0.0 (95%: 0.0 to 49.0)."
+    alike = "All are alike by gold: base 0.0% (95%: 0.0 to 49.0), sft 0.0% (95%: 0.0 to 49.0)."
     assert summary.verdict(report) == f"{alike} All comparisons with sft are ties."
     assert "base wins 50.0%" in summary.verdict(replace(report, tied=()))
     assert "Best by gold" in summary.verdict(replace(report, metrics=metrics | {"sft/gold": 0.1}))
@@ -430,14 +455,17 @@ def test_of_losses_the_lowest_is_best():
 
 def test_verdict_names_what_another_judge_finds_worse():
     sft = {"gold": 0.5, "correctness": 0.6}
-    price = "But correctness is lower: dpo 58.0, sft 60.0."
+    price = "But correctness is lower in dpo 58.0%; sft has 60.0%."
     assert said(sft, measured(0.6, 0.7, correctness=0.58)).endswith(price)
     assert "correct" not in said(sft, measured(0.6, 0.7, correctness=0.62))
+    others = {name: measured(0.6, 0.7, correctness=share) for name, share in (("ppo", 0.57), ("kto", 0.59))}
+    together = "But correctness is lower in dpo 58.0%, ppo 57.0% and kto 59.0%; sft has 60.0%."
+    assert said(sft, measured(0.6, 0.7, correctness=0.58), **others).endswith(f". {together}")
     ranged = sft | {"correctness_ci95": [0.57, 0.63]}
     assert "correct" not in said(ranged, measured(0.6, 0.7, correctness=0.58) | {"correctness_ci95": [0.55, 0.61]})
     surely = measured(0.6, 0.7, correctness=0.5) | {"correctness_ci95": [0.47, 0.53]}
     assert said(ranged, surely).endswith(
-        "But correctness is lower: dpo 50.0 (95%: 47.0 to 53.0), sft 60.0 (95%: 57.0 to 63.0)."
+        "But correctness is lower in dpo 50.0% (95%: 47.0 to 53.0); sft has 60.0% (95%: 57.0 to 63.0)."
     )
 
 
@@ -465,7 +493,7 @@ def test_what_stands_beside_the_headline_is_explained():
     full = replace(REPORT, metrics={**REPORT.metrics, **more}, judged=["gold", "correctness", "manners"])
     text = glossary.others(full)
     for part in (
-        "ends with EOS says how many answers, of 100, end by themselves",
+        "ends with EOS says how many answers end by themselves",
         "reward is the mean score of the learned reward model",
         "correctness, manners: mean scores of other judges",
         "Look where reward and gold disagree: a reward that rises while gold falls is being exploited",
@@ -477,7 +505,7 @@ def test_what_stands_beside_the_headline_is_explained():
 
 
 def test_headline_outside_zero_and_one_is_a_plain_number():
-    """A reward model's score is not of 100: bars start at 0, to the left where the value is below it."""
+    """A reward model's score is no share: bars start at 0, to the left where the value is below it."""
     report = Report("t", ["sft", "ppo"], {"sft/gold": -1.0, "ppo/gold": 3.0}, headline="gold")
     assert summary.verdict(report) == "Best by gold: ppo 3.00; sft has -1.00."
     drawn = re.findall(r'class="bar" x="([\d.]+)%" y="8" width="([\d.]+)%"', html(report))
@@ -510,7 +538,7 @@ def test_a_share_whose_interval_is_none_is_drawn_whole():
     """A mean over prompts of which some are below 0 lies in [0, 1], its interval need not."""
     gold = {"sft/gold": 0.1, "sft/gold_ci95": [-0.25, 0.45], "ppo/gold": 0.9, "ppo/gold_ci95": [0.8, 1.0]}
     source = html(Report("t", ["sft", "ppo"], gold, headline="gold", judged=["gold"]))
-    assert ends_drawn(source) == [(0.0, 56.0), (84.0, 100.0)] and "<span>-25</span><span>100</span>" in source
+    assert ends_drawn(source) == [(0.0, 56.0), (84.0, 100.0)] and "<span>-25%</span><span>100%</span>" in source
 
 
 def test_an_interval_without_ends_is_not_drawn():
@@ -532,8 +560,9 @@ def test_missing_and_infinite_values_are_left_out():
 @pytest.mark.parametrize(
     ("value", "share", "text"),
     [
-        (0.703, True, "70.3"),
-        (1.0, True, "100.0"),
+        (0.703, True, "70.3%"),
+        (1.0, True, "100%"),
+        (0.9996, True, "100.0%"),
         (0.0, False, "0"),
         (5.874, False, "5.87"),
         (0.00123, False, "0.00123"),
@@ -602,11 +631,12 @@ def test_names_are_whole_and_colours_are_told_apart():
     report = replace(REPORT, stages=stages, reference=stages[0], metrics=metrics, samples=samples)
     body = html(report).split("</style>")[1]
     heading = body.split("</h1>")[1].split("</header>")[0]
-    assert all(f'<span class="whole">{name}</span> 50.0' in heading for name in stages[-3:])
+    parted = [name.replace("dpo.beta-", "dpo.<wbr>beta-<wbr>") for name in stages[-3:]]
+    assert all(f'<span class="whole">{name}</span> 50.0%' in heading for name in parted)
     assert "not told apart as their intervals overlap" in heading and "equal" not in heading
-    marks = re.findall(r'<span class="swatch( dashed)?" style="([^"]*)"></span>(dpo\.beta-\d+)', body)
+    marks = re.findall(r'<span class="swatch( dashed)?" style="([^"]*)"></span>(dpo\.<wbr>beta-<wbr>\d+)', body)
     looks = {name: style for _, style, name in marks}
     assert len(set(looks.values())) == len(looks) == 11
-    assert {name for dashed, _, name in marks if dashed} == set(stages[8:])
+    assert {name.replace("<wbr>", "") for dashed, _, name in marks if dashed} == set(stages[8:])
     few = html(replace(report, stages=stages[:8])).split("</style>")[1]
     assert "dashed" not in few

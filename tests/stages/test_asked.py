@@ -205,7 +205,9 @@ def test_verdicts_of_an_evaluation(direct: Direct, pipeline: Pipeline, tmp_path:
         rate = made.metrics.get(f"{name}/win_rate_vs_sft")
         assert rate is None if name == "sft" else rate == pytest.approx(sum(shares) / len(shares))
     assert made.metrics["sft/judge_prompt"] == pytest.approx(0.5) != made.metrics["dpo/judge_prompt"]
-    assert b"Best by judge prompt (of 100)" in pipeline.store.read(made, "table.txt")
+    assert b"Best by judge prompt, not told apart as their intervals overlap: dpo 50.0%" in pipeline.store.read(
+        made, "table.txt"
+    )
     alone = evaluate.run(evaluate.Config(**given, judge_prompt=ALONE), pipeline.store)  # type: ignore[arg-type]
     samples = [json.loads(line) for line in pipeline.store.read(alone, "samples.jsonl").splitlines()]
     prompt, text = Prompt((Message("user", samples[-1]["prompt"]),)), samples[-1]["dpo"]["text"]
