@@ -161,7 +161,7 @@ def test_reports_of_seeds_are_combined(pipeline: Pipeline, capsys: pytest.Captur
     capsys.readouterr()
     dispatch(["run", str(pipeline.recipe), "--store", str(pipeline.store.path)])
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "align combine 'tiny/*/report'"
+    assert told[-1] == f"align combine 'tiny/*/report' --store {pipeline.store.path}"
     assert "tiny/seed-4/report, the last of 2 reports; the command at the end is for all:" in told
     dispatch(["combine", "tiny/*/report", "--store", str(pipeline.store.path)])
     shown = capsys.readouterr().out
