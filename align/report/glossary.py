@@ -121,7 +121,8 @@ def legend(report: summary.Report) -> str:
     if "base" in report.stages:
         text[0] += "; base is the model before all training"
     if report.baselines:
-        text.append(f"The last rows are answers from the data: {', '.join(report.baselines)}")
+        columns = ", ".join(report.baselines)
+        text.append(f"The last rows are no models: their answers stand in columns of the data file ({columns})")
     scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
     text.append(
         f"{summary.label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better"

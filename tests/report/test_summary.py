@@ -469,12 +469,21 @@ def test_verdict_names_what_another_judge_finds_worse():
     )
 
 
+def test_the_figure_beside_an_answer_is_named():
+    """Negative control: answers without one."""
+    said = "The figure beside an answer is its gold."
+    scored = [Sample("Why?", {"sft": ShownAnswer("Because.", 0.5), "ppo": ShownAnswer("So.")})]
+    assert said in Page(html(replace(REPORT, samples=scored))).text
+    bare = [Sample("Why?", {"sft": ShownAnswer("Because."), "ppo": ShownAnswer("So.")})]
+    assert said not in Page(html(replace(REPORT, samples=bare))).text
+
+
 def test_legend_explains_rows_and_columns():
     text = glossary.legend(REPORT)
     for part in (
         "a row is a stage (base, sft, ppo)",
         "base is the model before all training",
-        "answers from the data: random_answers, best_possible",
+        "their answers stand in columns of the data file (random_answers, best_possible)",
         "gold is the mean score that the first judge gives the answers; higher is better",
         "win rate vs sft says on how many prompts",
     ):
