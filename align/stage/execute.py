@@ -99,7 +99,7 @@ def answer(bench: Workbench, run: Run, asked: str) -> Artifact | None:
     with Task("loading libraries"):
         give_back_memory()
     reset_peak_memory()
-    run.news.begin(question.title, question.stage.name, question.settings)
+    run.news.begin(question.title, question.stage.name, question.settings, question.made_from)
     question = layout.in_rows(question)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.path) as scratch:
         bench = Workbench(question, Path(scratch) / "out", run.path, programs=bench.programs)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align import judges
 from align.data.files.sources import read_template
 from align.ground.errors import InputError
+from align.ground.json import Json
 from align.ground.ranks import world
 from align.inputs.adapters import adapter_of, check_methods
 from align.inputs.bases import BaseModel
@@ -54,8 +55,15 @@ class Question:
         """All that the result depends on."""
         return {
             "stage": self.stage.name,
-            "version": self.stage.version,
             "settings": self.settings,
+            **self.made_from,
+        }
+
+    @property
+    def made_from(self) -> Json:
+        """What the result depends on beside the stage and its settings."""
+        return {
+            "version": self.stage.version,
             "parents": {role: a.digest for role, a in self.parents.items()},
             "data": self.digests,
             "base": self.base.manifest() if self.base else None,

@@ -2,10 +2,11 @@
 piece of news, only ever added to. `Run.finish` removes it, for what it told is in the artifact then.
 
 ```text
-{"run": "quickstart/ppo", "stage": "ppo", "began": 1795.0, "pid": 7, "settings": {…}}   a process works on it
+{"run": "quickstart/ppo", "stage": "ppo", "began": 1795.0, "pid": 7, "settings": {…}, "inputs": {…}}   it is begun
 {"work": "sampling 26,192/51,200 answers · 2:25 left"}   what it is at, while it does not train; "" for nothing
 {"steps": 120, "from": 40}                         it trains; lines of steps after 40 are of a process that was killed
-{"step": 41, "time": 1811.5, "left": 95.1, "figures": {"loss": 0.31}}
+{"step": 41, "time": 1811.5, "left": 95.1, "figures": {}}   a step was taken
+{"step": 41, "time": 1811.5, "left": 95.1, "figures": {"loss": 0.31}}   of a row of the history
 {"after": "rollout 3", "answers": [["the prompt", "the answer"]]}
 {"failed": "why"}                                  it ended by an error; a process that was killed tells nothing
 ```
@@ -48,11 +49,14 @@ class News:
     def __init__(self, folder: Path) -> None:
         self.path, self.lost = folder / FILE, False
 
-    def begin(self, run: str, stage: str, settings: Mapping[str, object]) -> None:
-        """This process begins to work."""
+    def begin(
+        self, run: str, stage: str, settings: Mapping[str, object], inputs: Mapping[str, object] | None = None
+    ) -> None:
+        """This process begins to work. `inputs`: version, base, parents and data, as a manifest has them."""
         with suppress(OSError):
             self._cut_off()
-        self._add({"run": run, "stage": stage, "began": time.time(), "pid": os.getpid(), "settings": dict(settings)})
+        made_with = {"settings": dict(settings), "inputs": dict(inputs or {})}
+        self._add({"run": run, "stage": stage, "began": time.time(), "pid": os.getpid(), **made_with})
 
     def work(self, how_far: str) -> None:
         """What it is at, and how far that is; not of a run that has not begun or is done."""
@@ -63,7 +67,8 @@ class News:
         self._add({"steps": steps, "from": first})
 
     def step(self, step: int, left: float | None, figures: Mapping[str, float]) -> None:
-        """A step was taken; `left` seconds are, if that is known. Figures that are no finite numbers are left out."""
+        """A step was taken; `left` seconds are, if that is known. `figures` are those of the history's row, if it has
+        one; what is no finite number is left out."""
         finite = {name: value for name, value in figures.items() if is_figure(value)}
         self._add({"step": step, "time": time.time(), "left": left, "figures": finite})
 
@@ -107,10 +112,14 @@ class LiveRun:
     began: float
     """Seconds since 1970, of the newest process that works on it."""
     settings: Json
+    inputs: Json = field(default_factory=dict)
+    """version, base, parents and data, as far as they are told."""
     pid: int = 0
     """Of that process."""
     steps: int = 0
     """0 where it does not train, or not yet."""
+    step: int = 0
+    """The newest step that is told of."""
     left: float | None = None
     at: str = ""
     """What it is at, and how far that is, while it does not train."""
@@ -148,17 +157,18 @@ def read_live(path: Path) -> LiveRun | None:
         match line:
             case {"run": str(name), "stage": str(stage), "began": int() | float() as began, "settings": dict(settings)}:
                 run = run or LiveRun(path.name, path, name, stage, began, settings)
-                run.began, run.left, run.pid = float(began), None, pid_of(line)
+                run.began, run.left, run.pid, run.inputs = float(began), None, pid_of(line), inputs_of(line)
                 run.why = run.at = ""
             case {"failed": str(why)} if run:
                 run.why = why
             case {"work": str(how_far)} if run:
                 run.at = how_far
             case {"steps": int(steps), "from": int(first)} if run:
-                run.steps, run.rows = steps, [row for row in run.rows if row[0] <= first]
+                run.steps, run.step, run.rows = steps, first, [row for row in run.rows if row[0] <= first]
             case {"step": int(step), "figures": dict(figures)} if run:
-                run.note(step, {name: float(value) for name, value in figures.items() if is_figure(value)})
-                left = line.get("left")
+                if found := {name: float(value) for name, value in figures.items() if is_figure(value)}:
+                    run.note(step, found)
+                run.step, left = step, line.get("left")
                 run.left = float(left) if is_figure(left) else None
             case {"after": str(after), "answers": list(pairs)} if run:
                 run.answers[after] = [(pair[0], pair[1]) for pair in pairs if _is_answer(pair)]
@@ -177,6 +187,19 @@ def live_runs(store: StoreLayout, *, at_work: bool = False) -> list[LiveRun]:
 def pid_of(line: Json) -> int:
     pid = line.get("pid")
     return pid if isinstance(pid, int) and 0 < pid < 2**31 else 0
+
+
+def inputs_of(line: Json) -> Json:
+    """What is told of a run's inputs, as a manifest has it."""
+    told = line.get("inputs")
+    found: Json = {}
+    for key, value in told.items() if isinstance(told, dict) else ():
+        match key, value:
+            case ("version", int()) | ("base", None | {"model": str(), "quantize": str() | None}):
+                found[key] = value
+            case ("parents" | "data", dict()) if all(isinstance(digest, str) for digest in value.values()):
+                found[key] = value
+    return found
 
 
 def is_figure(value: object) -> TypeGuard[float]:

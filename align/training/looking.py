@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.training.steps import Watcher
 from align.training.weights import Best
 
-SHOWN = ("eval_loss", "eval_accuracy")
-"""Figures of the newest look that stand in the line of progress, by the names that trackers get."""
+SHOWN = ("eval/loss", "eval/accuracy")
+"""Figures of the newest look that stand in the line of progress."""
 
 
 class Looking(TrainerCallback):

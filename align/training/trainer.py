@@ -59,14 +59,16 @@ class StageTrainer(Trainer):
         optimizer: torch.optim.Optimizer,
         resume_from: Path | None,
         callbacks: list[TrainerCallback],
+        reporter: Reporter,
         sometimes_idle: bool = False,
     ):
+        self.reporter = reporter
         self.looking: looking.Looking | None = None
         if isinstance(source, Plan) and source.watcher is not None:
             best = weights.Best(Path(str(args.output_dir)).parent, module.roles.trainable())
             self.looking = looking.Looking(source.watcher, best, self.note_held_out, self.averaged)
             callbacks = [self.looking, *callbacks]
-        super().__init__(model=module, args=args, callbacks=callbacks, optimizers=(optimizer, None))
+        super().__init__(model=module, args=args, callbacks=[*callbacks, reporter], optimizers=(optimizer, None))
         if not any(p.requires_grad for _, p in module.roles.base_parameters()):  # DDP is for a base that trains
             self.accelerator.prepare_model = lambda model, **_: model
             share_first(list(module.roles.trainable().values()))
@@ -168,28 +170,27 @@ class StageTrainer(Trainer):
         """Add the means of what the losses measured since the last log, over all ranks; at the last step, whose line is
         the run's figure, of `logging_steps` steps, however few of them are new."""
         step = self.state.global_step
-        if "loss" in logs:  # not the summary that Trainer logs at the end
+        if is_row := "loss" in logs:  # neither held-out figures nor the summary
             found: Tally = {}
-            new = self.sums if step == self.state.max_steps else self.sums[self.logged - step :]
-            for of_step in new:
+            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
                 add(found, of_step)
-            logs.update(means(found))
             self.logged = step
-        logs.update(self.source.metrics() | self.allocating.figures())
-        super().log(logs, start_time)
-        if "loss" in logs:
-            self.note({k: v for k, v in logs.items() if k != "epoch"})
+            logs.update(means(found) | self.source.metrics() | self.allocating.figures())
+        super().log({name: value for name, value in logs.items() if name not in trackers.NOT_MEASURED}, start_time)
+        if is_row:
+            self.note({k: v for k, v in logs.items() if k != "epoch"}, always=step == self.state.max_steps)
 
-    def note(self, figures: Mapping[str, float]) -> None:
-        """Put figures into the history, in a row a step."""
+    def note(self, figures: Mapping[str, float], *, always: bool) -> None:
+        """Put figures into the history, in a row a step, and tell who looks on, `always` or where it is time to."""
         step = self.state.global_step
         if not self.history or self.history[-1]["step"] != step:
             self.history.append({"step": step})
         self.history[-1] |= figures
+        self.reporter.tell(step, figures, always=always)
 
     def note_held_out(self, figures: Mapping[str, float]) -> None:
         """Put figures of held-out records into history and log; trackers know them by transformers' names."""
-        self.note({f"eval/{name}": value for name, value in figures.items()})
+        self.note({f"eval/{name}": value for name, value in figures.items()}, always=True)
         self.log({f"eval_{name}": value for name, value in figures.items()})
 
     # ---- checkpoints: our own files ----------------------------------------------------------------------------------
@@ -265,11 +266,11 @@ def fit(
         optimizer=optimizers.create(config, args, roles),
         resume_from=newest,
         callbacks=[when, line],
+        reporter=Reporter(News(checkpoints.parent), line),
         sometimes_idle=sometimes_idle,
     )
     trainer.loss_is_scaled_for_ga = True
     trackers.keep_events(trainer, title)
-    trainer.add_callback(Reporter(News(checkpoints.parent), line, lambda: trainer.of_step | source.metrics()))
     trim_heap()  # of what loading, rendering and trying left, before what steps take lies between it
     try:
         with when, line, processes.rows_cut() if roles.rows_cut else nullcontext():

@@ -52,6 +52,11 @@ def test_events_outlive_the_run(
     assert f"a/curve: TensorBoard's events are in {events.parent}" in said
     assert f"a/curve: they are shown by tensorboard --logdir {tmp_path / 'runs'}" in said
     found = EventAccumulator(str(events)).Reload()
+    scalars = {tag: [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert not {"train/total_flos", "train/train_samples_per_second"} & scalars.keys(), "neither is measured"
+    assert {"train/train_runtime", "train/guard/warnings"} <= scalars.keys()
+    del scalars["train/epoch"]  # which transformers adds to whatever it logs
+    assert not [tag for tag, steps in scalars.items() if len({*steps}) < len(steps)], "no step stands twice"
     losses = {event.step: event.value for event in found.Scalars("train/loss")}
     assert losses == pytest.approx({step: row["loss"] for step, row in rows(pipeline, made).items()})
     shown = json.loads(found.Tensors("args/text_summary")[0].tensor_proto.string_val[0])

@@ -21,11 +21,13 @@ from align.store import LiveRun, News, Store, live_runs
 from align.store.live import FILE, is_figure, read_live
 from tests.conftest import ROOT, Pipeline
 
+INPUTS = {"version": 2, "base": None, "parents": {"parent": "a" * 64}, "data": {"data": "b" * 64}}
+
 
 def told(folder: Path) -> News:
     """A run of ten steps, of which three were taken."""
     news = News(folder)
-    news.begin("recipe/sft", "sft", {"beta": 0.1})
+    news.begin("recipe/sft", "sft", {"beta": 0.1}, INPUTS)
     news.train(10, 0)
     for step in (1, 2, 3):
         news.step(step, 10.0 - step, {"loss": 1.0 / step})
@@ -40,6 +42,9 @@ def test_what_is_told_is_read(tmp_path: Path):
     assert found and (found.name, found.stage, found.settings, found.steps) == ("recipe/sft", "sft", {"beta": 0.1}, 10)
     assert found.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.5}), (3, {"loss": 1.0 / 3, "learning_rate": 0.5})]
     assert (found.left, found.answers, found.pid) == (7.0, {"at the start": [("who?", "I")]}, os.getpid())
+    news.step(4, 6.0, {})
+    further = read_live(tmp_path)
+    assert further and (further.step, further.rows, further.inputs) == (4, found.rows, INPUTS)
     assert abs(found.began - time.time()) < 60 and not found.works
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
 
@@ -52,6 +57,8 @@ def test_a_run_that_goes_on_forgets_what_is_done_anew(tmp_path: Path):
     news.step(2, None, {"loss": 0.4})
     found = read_live(tmp_path)
     assert found and found.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.4})] and found.left is None
+    news.train(10, 1)
+    assert (found := read_live(tmp_path)) and found.step == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,9 @@ HOSTILE = [
     b'{"step": 1, "figures": {"loss": 1' + b"0" * 400 + b', "b": true, "c": "x", "d": NaN}}\n',
     b'{"after": "x", "answers": [1, ["a"], ["a", 2]]}\n',
     b'{"run": 1, "stage": [], "began": "x", "settings": 3}\n',
-    b'{"run": "x", "stage": "y", "began": 1, "settings": {}, "pid": 99999999999999}\n',
+    b'{"run": "x", "stage": "y", "began": 1, "settings": {}, "pid": 99999999999999, "inputs": [1]}\n',
+    b'{"run": "x", "stage": "y", "began": 1, "settings": {}, "inputs": {"base": {"model": 1}, "parents": {"a": 1}, '
+    b'"data": "x", "version": "1", "more": 1}}\n',
 ]
 
 
@@ -113,7 +122,8 @@ def test_nothing_in_the_file_is_trusted(tmp_path: Path):
     with open(tmp_path / FILE, "ab") as file:
         file.writelines(HOSTILE)
     found = read_live(tmp_path)
-    assert found and not found.goes_on and found.rows[-1] == (1, {}) and found.answers == {"x": []}
+    assert found and not found.goes_on and found.rows[-1] == (3, {"loss": 1 / 3}) and found.answers == {"x": []}
+    assert found.inputs == {}
     assert [is_figure(value) for value in (1, 0.5, True, "1", None, float("nan"), 10**400)] == [True, True] + 5 * [
         False
     ]
@@ -175,10 +185,11 @@ while True:
     assert len(waited) <= 2  # one who asks at the moment of leaving, when the file is not empty yet
 
 
-def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    """The truth is the history, a line a step. The file goes when the run is done; with it there, and without, the
-    artifact is the same."""
-    settings = {"precision": "fp32", "threads": 1, "max_steps": 4, "batch_size": 2, "logging_steps": 1}
+def test_a_stage_tells_the_rows_of_its_history(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    """What is seen while it works is what is seen when it is done: the same steps, names and means, held-out figures
+    among them, and what it is made from. The file goes when the run is done; with it there, and without, the artifact
+    is the same."""
+    settings = {"precision": "fp32", "threads": 1, "max_steps": 4, "batch_size": 2, "logging_steps": 3, "eval_steps": 2}
     config = sft.Config(
         base=pipeline.made["pretrain"].digest, data=pipeline.recipe.parent / "sft.jsonl", name="told", **settings
     )
@@ -187,12 +198,13 @@ def test_a_stage_tells_every_step(pipeline: Pipeline, monkeypatch: pytest.Monkey
     made = sft.run(config, pipeline.store)
     (found,) = [run for run in live_runs(pipeline.store) if run.name == "told"]
     history = [json.loads(line) for line in pipeline.store.read(made, "history.jsonl").splitlines()]
-    assert [step for step, _ in found.rows] == [row["step"] for row in history] == [1, 2, 3, 4]
-    for (_, figures), row in zip(found.rows, history, strict=True):
-        assert figures == pytest.approx({name: value for name, value in row.items() if name in figures})
-        assert {"loss", "learning_rate", "grad_norm"} <= figures.keys()
-    assert (found.name, found.stage, found.steps, found.works) == ("told", "sft", 4, False)
+    assert [{"step": step, **figures} for step, figures in found.rows] == history
+    assert [row["step"] for row in history] == [0, 1, 2, 3, 4]
+    assert "eval/loss" in history[2] and {"loss", "learning_rate", "grad_norm"} <= history[3].keys()
+    assert (found.name, found.stage, found.step, found.steps, found.works) == ("told", "sft", 4, 4, False)
     assert found.settings["batch_size"] == 2
+    told = {"version": made.version, "parents": made.parents, "data": made.data, "base": made.base}
+    assert found.inputs == told
     monkeypatch.undo()
     for path in (pipeline.store.path / "asked").iterdir():
         path.unlink()

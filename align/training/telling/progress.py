@@ -82,16 +82,10 @@ class ProgressLine(TrainerCallback):
         self.steps = Steps(self.title, state.max_steps, state.global_step, self.period)
         self.steps.__enter__()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
+    def shows(self, figures: Mapping[str, float]) -> None:
+        """These are the newest figures."""
         if self.steps:
-            found = self.steps.figures | dict(logs or {})
+            found = self.steps.figures | dict(figures)
             self.steps.figures = {name: found[name] for name in self.show if name in found}
 
     def on_step_end(

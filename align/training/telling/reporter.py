@@ -1,9 +1,9 @@
-"""What every step measured, told to people who look on while the run goes."""
+"""What is told of a run to people who look on while it goes: how far it is, and the rows of its history."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -11,21 +11,22 @@ from align.store import News
 from align.training.telling.progress import ProgressLine
 
 OFTEN, SHARE = 0.2, 1000
-"""Seconds between two lines, at least: these, and one of so many parts of the time since the start. So the file of a
-long run stays small, and its curves are as fine as a screen shows."""
+"""Seconds between two lines of a kind, at least: these, and one of so many parts of the time since the start. So the
+file of a long run stays small, and its curves are as fine as a screen shows."""
 
 
 class Reporter(TrainerCallback):
-    """Writes `figures` after steps, and what the trainer logs beside them.
+    """Tells after steps how far it is, and the figures of rows of the history as these are written: the points that
+    people see meanwhile are those that they see when the run is done, under their names.
 
     Args:
-        line: knows how much time is left.
-        figures: what the newest step measured, and the source's own.
+        line: shows figures too, and knows how much time is left.
     """
 
-    def __init__(self, news: News, line: ProgressLine, figures: Callable[[], Mapping[str, float]]):
-        self.news, self.line, self.figures = news, line, figures
-        self.start = self.due = time.monotonic()
+    def __init__(self, news: News, line: ProgressLine):
+        self.news, self.line = news, line
+        self.start = time.monotonic()
+        self.due = {"steps": self.start, "figures": self.start}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -35,23 +36,21 @@ class Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        if self._is_due("steps") or state.global_step >= state.max_steps:
+            self.news.step(state.global_step, self._left(), {})
+
+    def tell(self, step: int, figures: Mapping[str, float], *, always: bool = False) -> None:
+        """Tell figures of a step, unless those of another one have just been."""
+        self.line.shows(figures)
+        if always or self._is_due("figures"):
+            self.news.step(step, self._left(), figures)
+
+    def _is_due(self, what: str) -> bool:
         now = time.monotonic()
-        if now >= self.due or state.global_step >= state.max_steps:
-            self.due = now + max(OFTEN, (now - self.start) / SHARE)
-            self.news.step(state.global_step, self._left(now), self.figures())
+        if now < self.due[what]:
+            return False
+        self.due[what] = now + max(OFTEN, (now - self.start) / SHARE)
+        return True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        known = self.figures().keys() | {"epoch", "total_flos"}
-        more = {k: v for k, v in (logs or {}).items() if k not in known and not k.startswith("train_")}
-        if more:
-            self.news.step(state.global_step, self._left(time.monotonic()), more)
-
-    def _left(self, now: float) -> float | None:
-        return self.line.steps.left(now) if self.line.steps else None
+    def _left(self) -> float | None:
+        return self.line.steps.left(time.monotonic()) if self.line.steps else None

@@ -27,6 +27,8 @@ EVENTS = "runs"
 """Folder of what trackers write here, in the working folder, unless their own variables name another."""
 WANDB_DIR = os.environ.get("WANDB_DIR")
 """Where the user wants wandb's files."""
+NOT_MEASURED = ("train_samples_per_second", "total_flos")
+"""Of the summary that transformers logs at the end: it takes a step for a sample, and no operations are counted."""
 
 
 @dataclass
