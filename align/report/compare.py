@@ -14,15 +14,14 @@ from typing import TypeVar
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report import diff
 from align.report.columns import reports
+from align.report.diff import ABSENT, Defaults, apart, equal, made
 from align.report.glossary import by_importance, left_out, of_several_kinds
 from align.report.lists import matching
 from align.report.summary import Estimate, as_estimate, duration, interval, memory, number
-from align.report.text import SHORT, all_names, name_of
+from align.report.text import SHORT, name_of
 from align.report.training import Points, kept_in_words, read_curves
 from align.store import Artifact, Store
-from align.store.artifact import STORED
 
 T = TypeVar("T")
 RUNS_LIMIT = 26
@@ -77,9 +76,6 @@ class Comparison:
     """What a reader has to know: runs that are one artifact, and what is not compared."""
 
 
-ABSENT = "absent"
-Defaults = Callable[[str], Json]
-"""Stage -> the defaults of its settings, by dotted key."""
 HELD_OUT_BY = {"stage", "seed", "hold_out", "eval_fraction"}
 """What decides, beside the data, which records a run's own figures are of."""
 
@@ -96,12 +92,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
     artifacts = [store.resolve(name) for name in names]
     names = [name_of(store, a, name) for name, a in zip(names, artifacts, strict=True)]
     runs = [Compared(name, a.digest, a.kind, a.stage) for name, a in zip(names, artifacts, strict=True)]
-    settings = [
-        _settings(store, a, config) for a, config in zip(artifacts, diff.settings(store, artifacts), strict=True)
-    ]
-    one_stage = len({artifact.stage for artifact in artifacts}) == 1
-    usual = [defaults(artifact.stage) for artifact in artifacts]
-    differ, same, alone = _apart(names, settings, usual, of_any=one_stage)
+    differ, same, alone = apart(store, [made(name, a) for name, a in zip(names, artifacts, strict=True)], defaults)
     costs = store.costs()
     paid = [{key: costs.get(a.digest, {}).get(key) for key in COSTS} for a in artifacts]
     measured, histories = [_measured(a) for a in artifacts], [_history(store, a) for a in artifacts]
@@ -173,7 +164,7 @@ def _kinds_of_loss(artifacts: Sequence[Artifact]) -> list[str]:
     """Why losses are left out; nothing where they are of one kind."""
     if len({artifact.stage for artifact in artifacts}) > 1:
         return ["Stages differ, and each has a loss of its own kind, so that is left out."]
-    if not _equal([artifact.config.get("loss", ABSENT) for artifact in artifacts]):
+    if not equal([artifact.config.get("loss", ABSENT) for artifact in artifacts]):
         said = "The setting loss differs, so each loss is of its own kind and is left out"
         return [f"{said}; the same beta means another thing to each." if "beta" in artifacts[0].config else f"{said}."]
     return []
@@ -184,44 +175,8 @@ def cost_text(value: object, key: str) -> str:
     return COSTS[key](value) if isinstance(value, int | float) else "-"
 
 
-def _settings(store: Store, artifact: Artifact, config: Json) -> Json:
-    """What a run was made with: its settings by dotted key, then base, data and parents, as people call them."""
-    base = artifact.base
-    model = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip() if base else None
-    parents = {role: all_names(store, digest) or digest for role, digest in artifact.parents.items()}
-    facts = {"stage": artifact.stage, "version": artifact.version, "base": model, "parents": parents}
-    return diff.flat({**config, **facts, "data": artifact.data})
-
-
-def _apart(
-    names: Sequence[str], settings: Sequence[Json], usual: Sequence[Json], *, of_any: bool
-) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
-    """(settings that differ between the runs that have them, or `of_any` between those that have them and others; how
-    many all have alike; what is left of each run)."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    owned = {key: [one[key] for one in settings if key in one] for key in keys}
-    shared = {key for key, values in owned.items() if len(values) == len(settings)}
-    idle = {key for key in keys if key not in shared and _at_default(key, settings, usual)}
-    differ = {key for key in keys if not _equal(owned[key]) or (of_any and key not in shared | idle)}
-    rows = {key: [one.get(key, ABSENT) for one in settings] for key in keys if key in differ}
-    alone = {
-        name: [key for key in one if key not in shared | differ | idle]
-        for name, one in zip(names, settings, strict=True)
-    }
-    return rows, len(shared - differ), {name: left for name, left in alone.items() if left}
-
-
-def _at_default(key: str, settings: Sequence[Json], usual: Sequence[Json]) -> bool:
-    """Whether all have a setting at its default, or, as it has no effect, not at all."""
-    return all(key in own and one.get(key, own[key]) == own[key] for one, own in zip(settings, usual, strict=True))
-
-
 def _without(names: Collection[str], found: Mapping[str, T]) -> dict[str, T]:
     return {name: value for name, value in found.items() if name not in names}
-
-
-def _equal(values: Sequence[object]) -> bool:
-    return all((type(value), value) == (type(values[0]), values[0]) for value in values)
 
 
 def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
@@ -236,7 +191,7 @@ def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[
     artifact under several names all."""
     rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
     shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
-    differ = {n: row for n, row in shared.items() if not _equal([(number(e.value), interval(e)) for e in row if e])}
+    differ = {n: row for n, row in shared.items() if not equal([(number(e.value), interval(e)) for e in row if e])}
     if one_artifact:
         differ = shared
     best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}

@@ -4,8 +4,9 @@ No torch."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from textwrap import fill
 
 from align.folders.adapter import SHAPE
@@ -13,7 +14,11 @@ from align.ground.errors import AlignError
 from align.ground.json import Json
 from align.report.text import SHORT, all_names, fitted, name_of, value_text
 from align.store import Artifact, Store
+from align.store.artifact import STORED
 
+ABSENT = "absent"
+Defaults = Callable[[str], Json]
+"""Stage -> the defaults of its settings, by dotted key."""
 Change = Json
 """{"a": …, "b": …}, without the side that has nothing; metrics and costs also have "difference", b - a."""
 
@@ -40,11 +45,11 @@ Parts = dict[str, tuple[Mapping[str, object], Mapping[str, object]]]
 
 def _parts(store: Store, one: Artifact, other: Artifact) -> Parts:
     costs = store.costs()
-    made = [{"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other)]
+    by = [{"kind": x.kind, "stage": x.stage, "version": x.version} for x in (one, other)]
     cost = [_cost(costs.get(x.digest, {})) for x in (one, other)]
-    config = settings(store, (one, other))
+    config = _resolved(store, (made("", one), made("", other)))
     return {
-        "made by": (made[0], made[1]),
+        "made by": (by[0], by[1]),
         "config": (config[0], config[1]),
         "data": (one.data, other.data),
         "base": (one.base or {}, other.base or {}),
@@ -56,18 +61,82 @@ def _parts(store: Store, one: Artifact, other: Artifact) -> Parts:
     }
 
 
-def settings(store: Store, artifacts: Sequence[Artifact]) -> list[Json]:
+@dataclass(frozen=True)
+class Made:
+    """What a run was made with, or is being made with."""
+
+    name: str
+    stage: str
+    config: Json
+    inputs: Json
+    """version, base, parents and data, as far as they are known."""
+    artifact: Artifact | None
+    """None of one that is not done, of which more settings come to be known."""
+
+
+def made(name: str, artifact: Artifact) -> Made:
+    """What an artifact was made with."""
+    inputs = {key: getattr(artifact, key) for key in ("version", "base", "parents", "data")}
+    return Made(name, artifact.stage, artifact.config, inputs, artifact)
+
+
+def apart(
+    store: Store, runs: Sequence[Made], defaults: Defaults = lambda _: {}
+) -> tuple[dict[str, list[object]], int, dict[str, list[str]]]:
+    """(settings that differ between the runs that have them, or, of one stage, between those that have them and others;
+    how many all have alike; of several stages, what is left of each run). A setting that some have at its default and
+    others not at all, as it has no effect there, does not differ, nor does one that a run does not have yet."""
+    whole = [_with_inputs(store, run, config) for run, config in zip(runs, _resolved(store, runs), strict=True)]
+    usual = [defaults(run.stage) for run in runs]
+    keys = dict.fromkeys(key for one in whole for key in one)
+    owned = {key: [one[key] for one in whole if key in one] for key in keys}
+    shared = {key for key, values in owned.items() if len(values) == len(whole)}
+    idle = {key for key in keys if key not in shared and _at_default(key, whole, usual)}
+    done = [one for one, run in zip(whole, runs, strict=True) if run.artifact]
+    one_stage = len({run.stage for run in runs}) == 1
+    lacking = {key for key in keys if one_stage and key not in idle and any(key not in one for one in done)}
+    differ = {key for key in keys if not equal(owned[key])} | lacking
+    rows = {key: [one.get(key, ABSENT) for one in whole] for key in keys if key in differ}
+    left = {
+        run.name: [key for key in one if key not in shared | differ | idle]
+        for run, one in zip(runs, whole, strict=True)
+        if not one_stage
+    }
+    return rows, len(shared - differ), {name: some for name, some in left.items() if some}
+
+
+def _with_inputs(store: Store, run: Made, config: Json) -> Json:
+    """Settings by dotted key, then stage, base, parents and data, as people call them."""
+    facts: Json = {"stage": run.stage, **run.inputs}
+    base, parents = facts.get("base"), facts.get("parents")
+    if isinstance(base, dict):
+        facts["base"] = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip()
+    if isinstance(parents, dict):
+        facts["parents"] = {role: all_names(store, digest) or digest for role, digest in parents.items()}
+    return flat({**config, **facts})
+
+
+def _at_default(key: str, settings: Sequence[Json], usual: Sequence[Json]) -> bool:
+    """Whether all have a setting at its default, or, as it has no effect, not at all."""
+    return all(key in own and one.get(key, own[key]) == own[key] for one, own in zip(settings, usual, strict=True))
+
+
+def equal(values: Sequence[object]) -> bool:
+    return all((type(value), value) == (type(values[0]), values[0]) for value in values)
+
+
+def _resolved(store: Store, runs: Sequence[Made]) -> list[Json]:
     """The settings of each; where their `adapter.targets` differ, "all-linear" gives way to the modules that it came
     to, which is what an artifact that goes on from it records."""
-    found = [artifact.config for artifact in artifacts]
+    found = [run.config for run in runs]
     adapters = [config.get("adapter") for config in found]
     targets = [adapter.get("targets") for adapter in adapters if isinstance(adapter, dict)]
     if all(one == targets[0] for one in targets):
         return found
-    for place, (artifact, adapter) in enumerate(zip(artifacts, adapters, strict=True)):
-        if isinstance(adapter, dict) and adapter.get("targets") == "all-linear":
+    for place, (run, adapter) in enumerate(zip(runs, adapters, strict=True)):
+        if run.artifact and isinstance(adapter, dict) and adapter.get("targets") == "all-linear":
             with suppress(AlignError, LookupError, ValueError):  # one that has no such file, or another in its place
-                found[place] = {**artifact.config, "adapter": adapter | {"targets": _modules(store, artifact)}}
+                found[place] = {**run.config, "adapter": adapter | {"targets": _modules(store, run.artifact)}}
     return found
 
 

@@ -170,10 +170,15 @@ def told_apart(texts: Sequence[str], longest: int) -> list[str]:
         return dict(zip(whole, found, strict=True)) if len({*found}) == len(whole) else None
 
     shared = _beginning([text for text in whole if len(text) > longest])
-    starts = [0, *(shared.rfind(mark) + 1 for mark in "/.-")]
+    starts = [0, *(_last(mark, shared) + 1 for mark in "/.-")]
     widths = range(longest, max(map(len, whole), default=0) + 1)
     found = next((found for width in widths for start in starts if (found := cut(width, start))), None)
     return [found[one_line(text)] for text in texts] if found else [one_line(text) for text in texts]
+
+
+def _last(mark: str, text: str) -> int:
+    """Where it stands last, but for the point of a number; -1 for nowhere."""
+    return max((found.start() for found in re.finditer(rf"{re.escape(mark)}(?!(?<=\d\.)\d*$)", text)), default=-1)
 
 
 def _beginning(texts: Sequence[str]) -> str:

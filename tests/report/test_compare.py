@@ -19,10 +19,10 @@ import pytest
 from align.evaluation.written import settings_of
 from align.folders.model import MODEL_FILES
 from align.ground.errors import AlignError, InputError
-from align.report.compare import ABSENT, as_json, compare, surely_best
+from align.report.compare import as_json, compare, surely_best
 from align.report.compare_page import compared_page
 from align.report.compare_text import compared_text
-from align.report.diff import diff
+from align.report.diff import ABSENT, diff
 from align.report.lists import matching
 from align.report.sketch import heights_of, sketch
 from align.report.summary import Estimate, Setting
@@ -476,6 +476,8 @@ def test_rows_with_long_names_are_told_apart(store: Store, tmp_path: Path):
     assert all(any(line.startswith(f"{name}/win_rate_vs_sft ") for line in lines) for name in swept)
     assert len({elided(f"parents.compare/{name}", 30) for name in swept}) < 12
     assert told_apart(["a" * 40, "a" * 40, "b"], 10) == ["aaaaa…aaaa", "aaaaa…aaaa", "b"]
+    points = told_apart([f"study/dpo.beta-{beta}.learning_rate-0.002" for beta in (0.3, 0.05)], 20)
+    assert points == ["…beta-0.3.…ate-0.002", "…beta-0.05…ate-0.002"], "no number is cut at its point"
 
 
 @pytest.mark.parametrize("columns", [80, 100])
