@@ -35,9 +35,10 @@ def board(args: argparse.Namespace) -> None:
     to the same prompts over time, settings that differ. Ctrl-C ends it."""
     import webbrowser
 
+    from align.stage import catalogue
     from align.watching.board import Board, BoardServer
 
-    with BoardServer(Board(Store(args.store)), args.port) as server, suppress(KeyboardInterrupt):
+    with BoardServer(Board(Store(args.store), catalogue.defaults), args.port) as server, suppress(KeyboardInterrupt):
         print(server.url, flush=True)
         say("Ctrl-C ends the board; runs go on.")
         if args.open:

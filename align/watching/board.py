@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -18,7 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
-from align.report.glossary import kind_of
+from align.report.diff import ABSENT, Defaults, apart
+from align.report.glossary import by_importance, kind_of
+from align.report.text import SHORT, told_apart, value_text
 from align.store import Store, live_runs
 from align.watching.shown import Curve, Shown, of_artifact, of_live
 
@@ -27,6 +29,9 @@ POINTS = 400
 """Points of a curve that are sent: as many as a screen shows."""
 LOOKS = 12
 """Answers to a prompt that are sent: the first, and the newest."""
+NAME = 20
+"""Characters of a name beside a value, unless it takes more to tell names apart."""
+UNKNOWN = "not known yet"
 PAGE = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -45,10 +50,11 @@ HEADERS = {
 
 
 class Board:
-    """What the page asks of a store. Runs that are done are read once: their artifacts do not change."""
+    """What the page asks of a store. Runs that are done are read once: their artifacts do not change. `defaults` are
+    those of a stage's settings."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, defaults: Defaults = lambda _: {}) -> None:
+        self.store, self.defaults = store, defaults
         self.done: dict[tuple[str, str], Shown | None] = {}
 
     def runs(self) -> list[Shown]:
@@ -65,8 +71,26 @@ class Board:
         return [*map(of_live, live_runs(self.store)), *sorted(done, key=lambda shown: -shown.when)]
 
     def listed(self) -> Json:
-        """The runs without their curves."""
-        return {"store": str(self.store.path), "runs": [_listed(shown) for shown in self.runs()]}
+        """The runs without their curves, and the names of these in the order in which people look at them."""
+        runs = self.runs()
+        metrics = by_importance({name for shown in runs for name in shown.curves})
+        listed = [{**_listed(shown), "title": title} for shown, title in zip(runs, titles(runs), strict=True)]
+        return {"store": str(self.store.path), "runs": listed, "metrics": metrics}
+
+    def beside(self, keys: Sequence[str]) -> Json:
+        """What is to be said of runs beside each other: how they are called in little room, and, of two or more, the
+        settings that differ, as `align compare` finds them."""
+        runs = self.runs()
+        known = {identity(shown): (shown, title) for shown, title in zip(runs, titles(runs), strict=True)}
+        found = {key: known[key] for key in keys if key in known}
+        called = dict(zip(found, told_apart([title for _, title in found.values()], NAME), strict=True))
+        if len(found) < 2:
+            return {"called": called}
+        picked = [shown for shown, _ in found.values()]
+        rows, same, alone = apart(self.store, [shown.made for shown in picked], self.defaults)
+        texts = {key: [_said(value, shown) for value, shown in zip(rows[key], picked, strict=True)] for key in rows}
+        some = dict.fromkeys(key for keys in alone.values() for key in keys)
+        return {"called": called, "settings": {"runs": [*called], "rows": texts, "same": same, "alone": list(some)}}
 
     def curves(self, key: str) -> Json:
         """The curves and answers of one run; empty where it is gone."""
@@ -84,6 +108,17 @@ def identity(shown: Shown) -> str:
     return f"{shown.key} {shown.name}"
 
 
+def titles(runs: Sequence[Shown]) -> list[str]:
+    """What runs are called: one that is not done may have the name of another one."""
+    names = [shown.name for shown in runs]
+    several = {name for name in names if names.count(name) > 1}
+    return [f"{s.name} ({s.key[:SHORT]})" if s.name in several and s.state != "done" else s.name for s in runs]
+
+
+def _said(value: object, shown: Shown) -> str:
+    return UNKNOWN if value == ABSENT and shown.state != "done" else value_text(value)
+
+
 def _listed(shown: Shown) -> Json:
     return {
         "key": identity(shown),
@@ -94,10 +129,10 @@ def _listed(shown: Shown) -> Json:
         "step": shown.step,
         "steps": shown.steps,
         "left": shown.left,
+        "at": shown.at,
         "why": shown.why,
-        "settings": shown.settings,
         "metrics": list(shown.curves),
-        "kinds": {name: kind_of(name, shown.stage, shown.settings.get("loss")) for name in shown.curves},
+        "kinds": {name: kind_of(name, shown.stage, shown.made.config.get("loss")) for name in shown.curves},
     }
 
 
@@ -138,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
         address = urlsplit(self.path)
         folder, _, path = address.path.lstrip("/").partition("/")
+        keys = parse_qs(address.query).get("key", [])
         ours = secrets.compare_digest(folder.encode(), self.server.secret.encode())
         if self.headers.get("Host") not in hosts or not ours:
             self._answer(404, "text/plain", b"There is nothing here.\n")
@@ -147,7 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "runs.json":
             self._json(self.server.board.listed())
         elif path == "curves.json":
-            self._json(self.server.board.curves(parse_qs(address.query).get("key", [""])[0]))
+            self._json(self.server.board.curves(keys[0] if keys else ""))
+        elif path == "beside.json":
+            self._json(self.server.board.beside(keys))
         else:
             self._answer(404, "text/plain", b"There is nothing here.\n")
 

@@ -65,34 +65,26 @@ function nearest(points, step) {
   return best;
 }
 
-// What tells names apart: without the folders that all of them begin with.
-function ends(names) {
-  const parts = names.map((name) => name.split("/"));
-  let shared = 0;
-  while (parts.every((part) => shared < part.length - 1 && part[shared] === parts[0][shared])) shared++;
-  return parts.map((part) => part.slice(shared).join("/"));
-}
-
-// One metric of several runs. `lines`: {name, colour, points}. Pointer and arrow keys read values at a step.
+// One metric of several runs. `lines`: {title, called, colour, points}; `called` is the name in little room. Pointer and arrow keys read values at a step.
 export function panel(metric, lines, smooth) {
-  const title = element("h3", {}, metric);
+  const title = element("h3", {}, metric, smooth ? element("span", { class: "note" }, " smoothed") : "");
   const values = element("ul", { class: "values", "aria-live": "polite" });
   const drawn = lines.map((line) => ({ ...line, points: smooth ? smoothed(line.points) : line.points }));
   const all = drawn.flatMap((line) => line.points);
   const steps = all.map((point) => point[0]), heights = all.map((point) => point[1]);
   const last = Math.max(1, ...steps);
   let low = Math.min(...heights), high = Math.max(...heights);
-  if (high - low <= 1e-12 * Math.max(Math.abs(high), 1e-80)) {
-    const half = Math.abs(high) / 2 || 0.5;
-    [low, high] = [low - half, high + half];
-  }
-  const marks = ticks(low, high), left = Math.max(LEFT, 12 + 7 * Math.max(0, ...marks.map(([, text]) => text.length)));
+  const flat = high - low <= 1e-12 * Math.max(Math.abs(high), 1e-80);
+  const marks = flat ? [[high, number(high)]] : ticks(low, high);
+  const half = flat ? Math.abs(high) / 2 || 1 : 0;  // one value stands in the middle
+  [low, high] = [low - half, high + half];
+  const left = Math.max(LEFT, 12 + 7 * Math.max(0, ...marks.map(([, text]) => text.length)));
   const x = (step) => left + (WIDTH - left - RIGHT) * step / last;
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low);
-  const said = drawn.map((line) => `${line.name} ${number(line.points.at(-1)[1])}`).join(", ");
+  const said = drawn.map((line) => `${line.title} ${number(line.points.at(-1)[1])}`).join(", ");
   const picture = shape("svg", {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img",
-    "aria-label": `${metric} to step ${Math.round(last)}: ${said}. Arrow keys read other steps.`,
+    "aria-label": `${metric}${smooth ? " smoothed" : ""} to step ${Math.round(last)}: ${said}. Arrow keys read other steps.`,
   });
   for (const [value, text] of marks) {
     picture.append(shape("line", { class: "grid", x1: left, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
@@ -109,13 +101,13 @@ export function panel(metric, lines, smooth) {
   const cursor = shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   picture.append(cursor);
 
-  const named = drawn.length > 1 ? ends(drawn.map((line) => line.name)).map((name) => `${name} `) : [""];
   function read(step) {
-    values.replaceChildren(...drawn.map((line, place) => {
+    values.replaceChildren(...drawn.map((line) => {
       const [at, value] = nearest(line.points, step);
       const mark = coloured(element("span", { class: "swatch" }), line.colour);
-      const said = [element("b", {}, number(value)), ` at ${Math.round(at)}`];
-      return element("li", { title: line.name }, mark, named[place], ...said);
+      const named = drawn.length > 1 ? [element("span", { class: "called" }, line.called), " "] : [];
+      const said = element("span", { class: "value" }, element("b", {}, number(value)), ` at ${Math.round(at)}`);
+      return element("li", { title: line.title }, mark, ...named, said);
     }));
   }
   let at = last;

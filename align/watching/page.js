@@ -8,6 +8,8 @@ const at = (id) => document.getElementById(id);
 let runs = [];
 const chosen = new Map();   // key -> colour
 const details = new Map();  // key -> {curves, answers}
+let order = [];             // all metrics, those first that people look at first
+let beside = { called: {} }, besideOf = "";  // what is said of the runs that are chosen, and of which
 let first = true;
 let shownBefore = "";
 
@@ -18,11 +20,12 @@ function clock(seconds) {
 }
 
 function about(run) {
-  const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : "at work";
+  const step = run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : run.at || "at work";
   if (run.state === "runs") return [run.stage, step, ...(run.left === null ? [] : [`${clock(run.left)} left`])].join(" · ");
   if (run.state === "stopped")
     return [run.stage, run.steps ? `stopped at ${step}` : "ended before it was done", ...(run.why ? [run.why] : [])].join(" · ");
-  return [run.stage, `${run.steps.toLocaleString("en")} steps`, ...(run.when ? [day(new Date(1000 * run.when))] : [])].join(" · ");
+  const steps = run.steps ? [`${run.steps.toLocaleString("en")} steps`] : [];
+  return [run.stage, ...steps, ...(run.when ? [day(new Date(1000 * run.when))] : [])].join(" · ");
 }
 
 // A day of this year without the year.
@@ -49,8 +52,10 @@ function follow(before) {
     if (next) chosen.set(next.key, colour);
   }
   if (first && runs.length) {
-    const working = runs.filter((run) => run.state === "runs"), drawn = runs.filter((run) => run.metrics.length);
-    for (const run of [working, drawn, runs].find((some) => some.length).slice(0, 2)) chosen.set(run.key, freeColour());
+    const working = runs.filter((run) => run.state === "runs").slice(0, 2);
+    const drawn = runs.filter((run) => run.metrics.length && !working.includes(run)).slice(0, 2);
+    const some = working.some((run) => run.metrics.length) ? working : [...working, ...drawn];
+    for (const run of some.length ? some : runs.slice(0, 2)) chosen.set(run.key, freeColour());
     first = false;
   }
 }
@@ -63,7 +68,7 @@ function drawRuns() {
     box.dataset.key = run.key;
     box.checked = chosen.has(run.key);
     box.addEventListener("change", () => choose(run.key, box.checked));
-    const label = element("label", {}, box, element("span", { class: "name" }, run.name),
+    const label = element("label", {}, box, element("span", { class: "name" }, run.title),
       element("span", { class: "about" }, about(run)));
     if (run.state === "runs" && run.steps) {
       const bar = element("span", {});
@@ -76,7 +81,7 @@ function drawRuns() {
   if (focused !== undefined) for (const box of at("runs").querySelectorAll("input")) if (box.dataset.key === focused) box.focus();
   at("none").hidden = at("runs").childElementCount > 0;
   at("none").textContent = runs.length ? `No run has “${at("filter").value}” in its name.`
-    : "No run has curves yet. They appear here as soon as one trains.";
+    : "There is no run yet. It appears here as soon as one begins.";
 }
 
 async function choose(key, on) {
@@ -88,7 +93,7 @@ async function choose(key, on) {
 
 function selected() {
   return runs.filter((run) => chosen.has(run.key) && details.has(run.key))
-    .map((run) => ({ ...run, colour: chosen.get(run.key), ...details.get(run.key) }));
+    .map((run) => ({ ...run, ...details.get(run.key), colour: chosen.get(run.key), called: beside.called[run.key] ?? run.title }));
 }
 
 function options(select, wanted) {
@@ -100,20 +105,31 @@ function options(select, wanted) {
 }
 
 function drawCurves(picked) {
-  const metrics = [...new Set(picked.flatMap((run) => Object.keys(run.curves)))];
+  const known = new Set(picked.flatMap((run) => Object.keys(run.curves)));
+  const metrics = order.filter((name) => known.has(name));
   options(at("metric"), [MOST, ALL, ...metrics]);
   const wanted = at("metric").value, one = wanted !== MOST && wanted !== ALL;
   const names = one ? [wanted] : wanted === ALL ? metrics : metrics.slice(0, MAIN);
   at("plots").classList.toggle("one", one);
   at("legend").replaceChildren(...picked.map((run) =>
-    coloured(element("span", {}, element("span", { class: "swatch" }), run.name), run.colour)));
+    coloured(element("span", {}, element("span", { class: "swatch" }), run.title), run.colour)));
   const focused = [...at("plots").querySelectorAll("svg")].indexOf(document.activeElement);
   at("plots").replaceChildren(...names.flatMap((metric) => charts(metric, picked).map(([title, some]) => panel(title,
-    some.map((run) => ({ name: run.name, colour: run.colour, points: run.curves[metric] })), at("smooth").checked))));
+    some.map((run) => ({ ...run, points: run.curves[metric] })), at("smooth").checked))));
   if (focused >= 0) at("plots").querySelectorAll("svg")[focused]?.focus();
-  const bare = picked.filter((run) => !Object.keys(run.curves).length).map((run) => run.name);
-  const hint = bare.length ? `${bare.join(", ")}: no curves, for no step of it is told of.` : "Choose a run to see its curves.";
-  if (bare.length || !picked.length) at("plots").append(element("p", { class: "hint" }, hint));
+}
+
+// Of runs without curves, what there is to say in their place; it moves on while the curves of others stay.
+function drawBare(picked) {
+  const bare = picked.filter((run) => !Object.keys(run.curves).length).map((run) => coloured(element("p", { class: "hint" },
+    element("span", { class: "swatch" }), `${run.title}: ${instead(run)}`), run.colour));
+  if (!picked.length) bare.push(element("p", { class: "hint" }, "Choose a run to see its curves."));
+  if (at("bare").textContent !== bare.map((line) => line.textContent).join("")) at("bare").replaceChildren(...bare);
+}
+
+function instead(run) {
+  if (run.state === "runs") return run.at || "at work; it draws no curves yet.";
+  return run.state === "done" ? `no curves, for it trained nothing. align show ${run.name}` : "no curves, for no step of it is told of.";
 }
 
 // Runs with that metric, by the title of the chart that they are in: those of several kinds, as losses are, are not
@@ -137,7 +153,7 @@ function drawAnswers(picked) {
     const found = run.answers.flatMap(([when, pairs]) => pairs.filter(([asked]) => asked === prompt).map(([, text]) => [when, text]));
     const items = folded(found).map(([when, text]) => coloured(element("li", {}, element("span", { class: "when" }, when),
       element("span", { class: "text" }, text || "(nothing)")), run.colour));
-    return items.length ? [element("h3", {}, run.name), element("ul", { class: "answers" }, ...items)] : [];
+    return items.length ? [element("h3", {}, run.title), element("ul", { class: "answers" }, ...items)] : [];
   }));
 }
 
@@ -152,22 +168,19 @@ function folded(answers) {
   return found.map(([from, text, to]) => [to ? `${from} to ${to.replace(/^.* /, "")}` : from, text]);
 }
 
-// Of runs of different stages, those settings are compared that several have, as `align compare` does.
+// What `align compare` finds, too.
 function drawSettings(picked) {
-  const keys = [...new Set(picked.flatMap((run) => Object.keys(run.settings)))].sort();
-  const values = (key) => picked.map((run) => run.settings[key]).filter((value) => value !== undefined);
-  const oneStage = new Set(picked.map((run) => run.stage)).size === 1;
-  const apart = keys.filter((key) => new Set(values(key)).size > 1 || (oneStage && values(key).length < picked.length));
-  const alone = keys.filter((key) => !apart.includes(key) && values(key).length < picked.length);
-  at("settings-section").hidden = picked.length < 2;
-  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...picked.map((run) =>
-    element("th", { scope: "col" }, coloured(element("span", { class: "swatch" }), run.colour), run.name)));
-  const rows = apart.map((key) => element("tr", {}, element("th", { scope: "row" }, key), ...picked.map((run) =>
-    element("td", {}, run.settings[key] ?? "·"))));
-  const some = `${alone.slice(0, 8).join(", ")}${alone.length > 8 ? ", …" : ""}`;
-  const rest = alone.length ? ` ${alone.length.toLocaleString("en")} are not settings of all (${some}).` : "";
-  const equal = (keys.length - apart.length - alone.length).toLocaleString("en");
-  const same = element("p", { class: "hint" }, `${equal} settings are the same.${rest}`);
+  const found = beside.settings;
+  at("settings-section").hidden = !found;
+  if (!found) return;
+  const order = found.runs.map((key) => picked.find((run) => run.key === key)).filter(Boolean);
+  const head = element("tr", {}, element("th", { scope: "col" }, "setting"), ...order.map((run) =>
+    element("th", { scope: "col" }, coloured(element("span", { class: "swatch" }), run.colour), run.title)));
+  const rows = Object.entries(found.rows).map(([key, values]) => element("tr", {},
+    element("th", { scope: "row" }, key), ...values.map((value) => element("td", {}, value))));
+  const some = `${found.alone.slice(0, 8).join(", ")}${found.alone.length > 8 ? ", …" : ""}`;
+  const rest = found.alone.length ? ` ${found.alone.length.toLocaleString("en")} are not settings of all (${some}).` : "";
+  const same = element("p", { class: "hint" }, `${found.same.toLocaleString("en")} settings are the same.${rest}`);
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
   at("settings").replaceChildren(...(rows.length ? [table] : []), same);
 }
@@ -175,7 +188,8 @@ function drawSettings(picked) {
 function draw() {
   drawRuns();
   const picked = selected();
-  const now = JSON.stringify([picked.map((run) => [run.key, run.colour, run.curves, run.answers, run.settings]),
+  drawBare(picked);
+  const now = JSON.stringify([picked.map((run) => [run.key, run.colour, run.curves, run.answers]), beside,
     at("metric").value, at("smooth").checked, at("prompt").value]);
   if (now === shownBefore) return;  // what somebody reads stays as it is
   shownBefore = now;
@@ -185,6 +199,12 @@ function draw() {
 }
 
 async function fetchDetails(again) {
+  const keys = runs.filter((run) => chosen.has(run.key)).map((run) => run.key), asked = keys.join("\n");
+  if (asked !== besideOf) {
+    const query = keys.map((key) => `key=${encodeURIComponent(key)}`).join("&");
+    beside = await (await fetch(`beside.json?${query}`)).json();
+    besideOf = asked;
+  }
   const wanted = runs.filter((run) => chosen.has(run.key) && (!details.has(run.key) || (again && run.state !== "done")));
   await Promise.all(wanted.map(async (run) => {
     const answer = await fetch(`curves.json?key=${encodeURIComponent(run.key)}`);
@@ -196,6 +216,7 @@ async function look() {
   try {
     const found = await (await fetch("runs.json")).json(), before = runs;
     runs = found.runs;
+    order = found.metrics;
     at("store").textContent = found.store;
     follow(before);
     await fetchDetails(true);

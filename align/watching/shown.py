@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from align.ground.json import Json
 from align.ground.terminal import one_line
-from align.report.diff import flat
+from align.report.diff import Made, made
 from align.report.glossary import by_importance
-from align.report.text import value_text
 from align.report.training import read_rows, read_watched
 from align.store import Artifact, LiveRun, Store
 from align.store.live import is_figure
@@ -35,8 +33,11 @@ class Shown:
     state: Literal["runs", "stopped", "done"]
     when: float
     """Seconds since 1970: when it began, of one that is done when it ended; 0 where that is not known."""
-    settings: dict[str, str]
+    made: Made
+    """What it was made with."""
     steps: int
+    step: int = 0
+    """The newest step that is told of."""
     left: float | None = None
     at: str = ""
     """What it is at, and how far that is, while it does not train."""
@@ -46,14 +47,9 @@ class Shown:
     why: str = ""
     """By what error one that is stopped ended, on one line; "" where none is told."""
 
-    @property
-    def step(self) -> int:
-        """The newest step that is told of."""
-        return max((curve[-1][0] for curve in self.curves.values()), default=0)
-
 
 def named_artifact(store: Store, name: str) -> Shown | None:
-    """What the artifact of that name shows of its training; None where there is no name, or nothing was trained."""
+    """What the artifact of that name shows of its training; None where there is no such name."""
     if name not in store.sound_refs():
         return None
     return of_artifact(store, store.resolve(name), name)
@@ -68,8 +64,9 @@ def of_live(run: LiveRun) -> Shown:
         run.stage,
         "runs" if works else "stopped",
         run.began,
-        settings_text(run.settings),
+        Made(run.name, run.stage, run.settings, run.inputs, None),
         run.steps,
+        run.step,
         run.left if works else None,
         run.at,
         curves(run.rows),
@@ -78,21 +75,18 @@ def of_live(run: LiveRun) -> Shown:
     )
 
 
-def of_artifact(store: Store, artifact: Artifact, name: str, finished: str = "") -> Shown | None:
-    """A run that is done, by what its artifact holds; None where it holds no curves. `finished` is an ISO time in
-    UTC."""
-    if "history.jsonl" not in artifact.files:
-        return None
+def of_artifact(store: Store, artifact: Artifact, name: str, finished: str = "") -> Shown:
+    """A run that is done, by what its artifact holds; without curves where nothing was trained. `finished` is an ISO
+    time in UTC."""
     rows = [row for row in read_rows(store, artifact, "history.jsonl") if isinstance(row, dict)]
     found = curves((int(row["step"]), row) for row in rows if is_figure(row.get("step")))
     try:
         ended = float(timegm(time.strptime(finished, "%Y-%m-%dT%H:%M:%SZ")))
     except ValueError:
         ended = 0.0
-    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, settings_text(artifact.config), 0, curves=found)
-    shown.settings |= {f"made from {role}": digest[:12] for role, digest in artifact.parents.items()}
-    shown.settings |= {f"file of {key}": digest[:12] for key, digest in artifact.data.items()}
-    shown.steps = shown.step
+    steps = max((curve[-1][0] for curve in found.values()), default=0)
+    of = made(name, artifact)
+    shown = Shown(artifact.digest, name, artifact.stage, "done", ended, of, steps, steps, curves=found)
     for watched in read_watched(store, artifact, whole=True):
         for when, text in watched.answers:
             shown.answers.setdefault(when, []).append((watched.prompt, text))
@@ -107,8 +101,3 @@ def curves(rows: Iterable[tuple[int, Mapping[str, object]]]) -> dict[str, Curve]
             if name not in ("step", *HIDDEN) and is_figure(value):
                 found.setdefault(name, []).append((step, float(value)))
     return {name: found[name] for name in by_importance(found)}
-
-
-def settings_text(settings: Json) -> dict[str, str]:
-    """Settings as text, by dotted key."""
-    return {key: value_text(value) for key, value in flat(settings).items()}

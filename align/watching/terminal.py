@@ -17,7 +17,7 @@ from align.store.live import read_live
 from align.store.read import PREFIX, is_name
 from align.store.run import COST
 from align.watching.plot import number, plot
-from align.watching.shown import Shown, named_artifact, of_live
+from align.watching.shown import Shown, named_artifact, of_artifact, of_live
 
 EVERY, SELDOM = 1.0, 10.0
 """Seconds between two drawings, and between two lines where nothing is drawn."""
@@ -105,7 +105,7 @@ def last_seen(store: Store, run: LiveRun) -> Shown:
     """A run that has just ended: what it made, or where it was stopped."""
     if read_live(run.path) or run.name not in store.sound_refs() or not (run.path / COST).is_file():
         return of_live(run)  # stopped, or refused, whatever else has that name
-    return named_artifact(store, run.name) or replace(of_live(run), state="done")  # which trained nothing
+    return named_artifact(store, run.name) or replace(of_live(run), state="done")  # whose name was taken away
 
 
 def at_rest(store: Store, ref: str | None) -> None:
@@ -117,7 +117,8 @@ def at_rest(store: Store, ref: str | None) -> None:
                 f"Nothing is at work in {store.path}. align watch NAME draws a run that is done; align ls names them."
             )
         return
-    size, (name, finished) = Canvas().size(), newest(store, ref)
+    size, names = Canvas().size(), made_last(store, ref)
+    name, finished = names[0]
     stopped = [
         run for run in live_runs(store) if run.name == ref or (run.name in begun(store, ref) and began(run) > finished)
     ]
@@ -126,22 +127,31 @@ def at_rest(store: Store, ref: str | None) -> None:
         shown = of_live(stopped[0])
         print("\n".join(picture(shown, *size, others=others)))
         check_done(shown)
-    elif made := named_artifact(store, store.called.get(store.resolve(name).digest, name)):
-        print("\n".join(picture(made, *size)))
-    else:
+        return
+    shown = as_called(store, name)
+    if not shown.curves:
         with prose():
             print(f"{name} is done, and has no curves: nothing was trained. align show {name}")
+        made = (as_called(store, other) for other, _ in names)
+        shown = next((one for one in made if one.curves), shown)
+    if shown.curves:
+        print("\n".join(picture(shown, *size)))
 
 
-def newest(store: Store, ref: str) -> tuple[str, str]:
-    """Of a recipe, the name of what was made last, and when; of anything else its name."""
+def as_called(store: Store, name: str) -> Shown:
+    """What is done of that name, by the name that it was asked for by. Raises: InputError for a name of nothing."""
+    artifact = store.resolve(name)
+    return of_artifact(store, artifact, store.called.get(artifact.digest, name))
+
+
+def made_last(store: Store, ref: str) -> list[tuple[str, str]]:
+    """Names of what a recipe made, the newest first, and when; of anything else its name."""
     refs, costs = store.sound_refs(), store.costs()
     names = [] if ref in refs else [name for name in begun(store, ref) if name in refs]
     times = {name: costs[refs[name]]["finished"] if refs[name] in costs else "" for name in names}
     # moments are whole seconds: of what was made within one, the name that was written last
     written = {name: os.stat(path).st_mtime_ns for name, path in store.pointers("refs").items() if name in times}
-    name = max(times, key=lambda name: (times[name], written.get(name, 0)), default=ref)
-    return name, times.get(name, "")
+    return sorted(times.items(), key=lambda one: (one[1], written.get(one[0], 0)), reverse=True) or [(ref, "")]
 
 
 def began(run: LiveRun) -> str:

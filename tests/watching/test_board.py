@@ -58,7 +58,7 @@ def put(
 def at_work(store: Store, name: str = HOSTILE) -> Iterator[News]:
     """A run at work, in this process."""
     with store.run("a" * 64) as run:
-        run.news.begin(name, HOSTILE, {"beta": 0.3})
+        run.news.begin(name, HOSTILE, {"beta": 0.3}, {"version": 1, "base": None, "parents": {}, "data": {}})
         run.news.train(100, 0)
         for step in range(1, 11):
             run.news.step(step, 90.0, {"loss": 2 / step, HOSTILE: 1.0})
@@ -99,9 +99,12 @@ def test_what_it_tells(store: Store, server: BoardServer):
         live = runs[0]
         assert status == 200 and [run["state"] for run in runs] == ["runs", "done", "done"]
         assert (live["name"], live["step"], live["steps"], live["left"]) == (HOSTILE, 10, 100, 90.0)
-        assert live["settings"] == {"beta": "0.3"} and live["metrics"] == ["loss", HOSTILE]
+        assert live["metrics"] == ["loss", HOSTILE] and "settings" not in live
         one = next(run for run in runs if run["name"] == "one")
-        assert one["settings"] == {"beta": "0.1", "seed": "0", HOSTILE: HOSTILE, "adapter.rank": "8"}
+        both = "&".join(f"key={quote(run['key'])}" for run in (live, one))
+        beside = json.loads(get(server, f"/{server.secret}/beside.json?{both}")[2])
+        assert beside["called"][one["key"]] == "one"
+        assert beside["settings"]["rows"] == {"beta": ["0.3", "0.1"], "stage": [HOSTILE, one["stage"]]}
         found = json.loads(get(server, f"/{server.secret}/curves.json?key={quote(one['key'])}")[2])
         assert found["curves"]["loss"] == [[1, 1.0], [2, 0.5], [3, 1 / 3]]
         assert [when for when, _ in found["answers"]] == ["at the start", "after rollout 1", "after rollout 2"]
@@ -180,7 +183,7 @@ def test_the_page(store: Store, server: BoardServer):
             expect(page.locator("#legend > span")).to_have_count(place + 1)
         assert sorted(page.locator("#legend > span").all_text_contents()) == [HOSTILE, "one", "two"]
         table = "[...document.querySelectorAll('#settings tbody th')].map(cell => cell.textContent)"
-        assert page.evaluate(table) == ["beta"]  # the run at work, of another stage, has beta alone
+        assert page.evaluate(table) == ["beta", "stage"]  # the run at work, of another stage, has beta alone
         assert f"3 are not settings of all ({HOSTILE}, adapter.rank, seed)." in page.locator("#settings").inner_text()
         boxes.nth(0).focus()
         page.keyboard.press("Space")
@@ -258,7 +261,7 @@ def test_what_is_not_there_is_said(store: Store, server: BoardServer):
     (store.path / "runs/early").mkdir(parents=True)
     News(store.path / "runs/early").begin("early", "dpo", {})
     with opened(server.url, 1200, "#runs input") as (page, wrong):
-        boxes, plots = page.locator("#runs input"), page.locator("#plots")
+        boxes, bare = page.locator("#runs input"), page.locator("#bare")
         page.locator("#filter").fill("nothing")
         expect(page.locator("#none")).to_have_text("No run has “nothing” in its name.")
         page.locator("#filter").fill("")
@@ -267,7 +270,7 @@ def test_what_is_not_there_is_said(store: Store, server: BoardServer):
         for place in range(boxes.count()):
             boxes.nth(place).set_checked(False)
         page.get_by_role("checkbox", name="early").check()
-        expect(plots).to_have_text("early: no curves, for no step of it is told of.")
+        expect(bare).to_have_text("early: no curves, for no step of it is told of.")
         page.get_by_role("checkbox", name="early").uncheck()
         page.get_by_role("checkbox", name="s/near").check()
         loss = page.locator(".panel").first

@@ -30,7 +30,7 @@ from align.store.live import News
 from align.watching.plot import binned, drawn, number, plot
 from align.watching.terminal import watch
 from tests.conftest import ROOT, Pipeline, run_align
-from tests.store.conftest import put
+from tests.store.conftest import fill, put
 
 WORKER = """
 import sys
@@ -179,6 +179,14 @@ def test_where_nothing_is_at_work(trained: Pipeline, tmp_path: Path):
     assert done.startswith("tiny/ppo ████████████████ done, 2 steps\n") and "reward/mean" in done
     assert "\x1b" not in done and max(map(cells, done.splitlines())) < 80
     assert run_align("watch", "tiny", "--store", trained.store.path).stdout == done
+    store = Store(tmp_path / "reported")
+    for name, files in (("r/sft", {"history.jsonl": b'{"step": 2, "loss": 0.25}\n'}), ("r/report", {"t": b"t"})):
+        store.tag(name, put(store, fill(tmp_path / name, files)))
+    newest = run_align("watch", "r", "--store", store.path).stdout
+    assert newest.startswith("r/report is done, and has no curves: nothing was trained. align show r/report\nr/sft ")
+    assert "done, 2 steps" in newest and "loss" in newest
+    alone = run_align("watch", "r/report", "--store", store.path).stdout
+    assert newest.startswith(alone) and len(alone.splitlines()) == 1
     for wrong in ("../tiny", "0123456789ab"):
         assert "is no name and no digest" in run_align("watch", wrong, "--store", trained.store.path, code=2).stderr
 
