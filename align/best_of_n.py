@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 from statistics import fmean
+from typing import ClassVar
 
 from align.ground.errors import InputError
 from align.ground.terminal import say
@@ -29,6 +30,9 @@ from align.store import Artifact, Store
 
 class Config(scored_answers.ScoredConfig):
     """Best of n"""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"keep"})
+    """As in `TrainConfig`."""
 
     n: Samples = 8
     """Answers sampled per prompt."""

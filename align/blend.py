@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 class Config(StageConfig):
     """Blending"""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"method", "weights"})
+    """As in `TrainConfig`."""
 
     adapters: Annotated[Refs, Positional]
     """Artifacts to blend, all on one base: names, digests, or their beginnings."""

@@ -60,7 +60,7 @@ class Config(NextTokenConfig):
     """Pretraining"""
 
     needs_one_of: ClassVar[Mapping[tuple[str, ...], str]] = {}
-    may_drop_out = True
+    apart = frozenset()
 
     guard: limits.Limits = limits.Limits()
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Config(NextTokenConfig):
     """Settings of supervised fine-tuning."""
 
-    may_drop_out = True
+    apart = frozenset()
 
     neftune_noise_alpha: PositiveFloat | None = None
     """NEFTune (Jain et al. 2023, arXiv 2310.05914): noise up to alpha / sqrt(tokens x width) on the embeddings of each

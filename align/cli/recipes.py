@@ -42,7 +42,9 @@ def _flags(parser: argparse.ArgumentParser, metavar: str, setting: str) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar=metavar, help=setting)
     parser.add_argument(
-        "--json", action="store_true", help="print name, digest, seconds and metrics of every stage as JSON"
+        "--json",
+        action="store_true",
+        help="print name, digest, seconds and metrics of every stage as JSON; with --dry-run, what would become of it",
     )
 
 
@@ -74,8 +76,9 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
 
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
-    with prose() if args.dry_run else nullcontext():
-        made = pipeline.run(recipe, store, from_=args.from_, until=args.until, dry_run=args.dry_run, asked=asked)
+    how = {"dry_run": args.dry_run, "as_json": args.json}
+    with prose() if args.dry_run and not args.json else nullcontext():
+        made = pipeline.run(recipe, store, from_=args.from_, until=args.until, asked=asked, **how)
     if args.dry_run or not ranks.is_first():
         return
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from align import judges
 from align.data.records import Prompt
+from align.ground.terminal import counted
 from align.recipe.fields import leaves
 from align.recipe.telling.problems import plain
 from align.report.html import html
@@ -67,7 +68,7 @@ def write_report(
         judged=list(scores),
         tied=tied(scores[headline], against) if headline in scores else (),
         prompts=len(prompts),
-        note=note(len(prompts), bench.config, notes),
+        note=note(len(prompts), bench.config, any(name.endswith("_ci95") for name in metrics), notes),
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
         settings={name: held for name, a in artifacts.items() if (held := settings_of(bench.store, a))},
@@ -98,11 +99,11 @@ def tied(scores: Mapping[str, list[list[judges.Score]]], against: str) -> list[s
     ]
 
 
-def note(prompts: int, config: Sampled, more: Sequence[str]) -> str:
-    """How it was measured, and what else is to be known."""
-    asked = f"{prompts:,} prompt{'s' * (prompts != 1)}, {config.n} answer{'s' * (config.n > 1)} each"
-    said = "".join(f" {line[0].upper()}{line[1:]}." for line in more)
-    return f"{asked} at temperature {config.temperature:g}; 95 % intervals over prompts.{said}"
+def note(prompts: int, config: Sampled, intervals: bool, more: Sequence[str]) -> str:
+    """How it was measured, where prompts were answered, and what else is to be known."""
+    asked = f"{counted(prompts, 'prompt')}, {counted(config.n, 'answer')} each at temperature {config.temperature:g}"
+    asked += "; 95 % intervals over prompts" * intervals
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in [*([asked] if prompts else []), *more])
 
 
 def settings_of(store: Store, artifact: Artifact) -> list[Setting]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from align import memory, training
 from align.ground import ranks
 from align.ground.errors import InputError, Stopped
+from align.ground.json import Json
 from align.ground.progress import Task, Work
 from align.ground.wish import WISH
 from align.memory.text import in_few
@@ -29,6 +31,7 @@ def run(
     from_: str | None = None,
     until: str | None = None,
     dry_run: bool = False,
+    as_json: bool = False,
     asked: memory.Inquiry | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Artifact]:
@@ -41,6 +44,7 @@ def run(
         until: end here.
         dry_run: print a line per stage, run or skip and why, then what each that is to run takes of memory; return what
             is there.
+        as_json: print that as JSON.
         asked: the device and budget that memory is planned for; without it, this machine's and none.
         overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
@@ -53,7 +57,8 @@ def run(
         made = _given(recipe, names, earlier, pinned)
         steps = look_ahead(recipe, names, made, pinned)
         if dry_run:
-            _tell(recipe, made, steps, pinned, asked or memory.Inquiry.asked(None, None, dry_run))
+            tell = _tell_programs if as_json else _tell
+            tell(recipe, made, steps, pinned, asked or memory.Inquiry.asked(None, None, dry_run))
             return made | {step.name: step.done for step in steps if step.done}
         trackers = {name for step in steps if not step.done for name in getattr(step.config, "report_to", ())}
         if trackers:
@@ -128,6 +133,23 @@ def _tell(
     if planned := memory_plans(recipe, steps, store, asked):
         stages = {step.title: recipe.stages[step.name].stage for step in steps}
         print(f"\n{memory.report(planned, asked, stages)}")
+
+
+def _tell_programs(
+    recipe: Recipe, made: Mapping[str, Artifact], steps: Sequence[Step], store: Pinned, asked: memory.Inquiry
+) -> None:
+    """Print the same as JSON: `--dry-run --json` of a stage, with a verdict for each."""
+    found = memory.as_json(memory_plans(recipe, steps, store, asked), asked)
+    planned = found["stages"] if isinstance(found["stages"], dict) else {}
+    stages: dict[str, Json] = {
+        f"{recipe.name}/{name}": {"verdict": "taken", "digest": artifact.digest} for name, artifact in made.items()
+    }
+    for step in steps:
+        if step.done:
+            stages[step.title] = {"verdict": "skip", "digest": step.done.digest}
+        else:
+            stages[step.title] = {"verdict": "run", "why": step.why, "memory": planned.get(step.title)}
+    print(json.dumps(found | {"stages": stages}, indent=2, sort_keys=True, ensure_ascii=False))
 
 
 def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:

@@ -28,7 +28,7 @@ from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
 from align.recipe.sweep import KEY, Sweep, check_few, filled, find_sweeps, hint
-from align.recipe.telling import elsewhere
+from align.recipe.telling import beside
 from align.recipe.telling import problems as words
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
@@ -82,10 +82,10 @@ class _Reader:
         bodies = values.get("stages")
         if not isinstance(bodies, dict) or not bodies:
             what = f"found {words.found(bodies)}" if "stages" in values else "found none"
-            self.problem(
-                ("stages",),
-                f"stages: expected a mapping of at least one stage, such as `sft: {{data: sft.jsonl}}`; {what}.",
-            )
+            wrong, right = beside.without_stages(self.kinds, values)
+            such = "expected a mapping of at least one stage, such as `sft: {data: sft.jsonl}`"
+            for at, text in [(("stages",), f"stages: {such}; {what}.{right}"), *wrong]:
+                self.problem(at, text)
             bodies = {}
         check_few(path, bodies)
         defaults = {key: value for key, value in values.items() if key not in ("name", "stages")}
@@ -150,14 +150,11 @@ class _Reader:
         configs = [self.kinds[kind] for kind in kinds]
         known = {key for config in configs for key in config.model_fields} - {"name"}
 
-        def has(name: str) -> bool:
-            return any(words.holds(config, name) for config in configs)
-
         self.strange = [key for key in defaults if key not in known]
         for key in self.strange:
             guess = words.nearest(str(key), known | {"name", "stages"})
             near = f"did you mean {guess}?" if guess else "remove it."
-            self.problem((key,), f"{key} is not a setting of any stage here; {elsewhere.hint(str(key), has) or near}")
+            self.problem((key,), f"{key} is not a setting of any stage here; {beside.hint(str(key), configs) or near}")
 
     def runs(self, recipe: str, stage: str, kind: str, body: Json, defaults: Json, order: list[str]) -> Iterator[Entry]:
         """The runs of a stage: one, or several where it, or what it builds on, is swept."""
@@ -214,7 +211,7 @@ class _Reader:
         given = relative_to(self.document.path.parent, config, given, [*order, *itertools.chain(*inputs.values())])
 
         def spell(path: words.Path) -> str:
-            return ".".join(self.document.origin(stage, path))
+            return beside.keyed(".".join(self.document.origin(stage, path)))
 
         problems = words.problems(config, given, kind, spell)
         problems += stage_as_base(given, order, spell)

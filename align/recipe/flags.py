@@ -189,7 +189,10 @@ class _Command(Generic[C]):
         if clash:
             text = f"--{name} could be {' or '.join(clash)}; give the whole key."
         elif inside:
-            other = words.meant(self.config, value)
+            field = self.config.model_fields.get(plain)
+            group = words.group_of(field) if field else None
+            own = words.meant(group, value) if group else None
+            other = f"{plain}.{own}" if own else words.meant(self.config, value)
             hint = f" Did you mean --{other} {value}?" if other else ""
             text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:

@@ -20,8 +20,8 @@ from align.recipe.settings import Count, File, FromZero, RowSettings, Runtime, T
 class TrainConfig(TextStage, RowSettings, Processes):
     """Training"""
 
-    may_drop_out: ClassVar[bool] = False
-    """Whether a fresh adapter may have dropout."""
+    apart: ClassVar[frozenset[str]] = frozenset({"adapter.dropout"})
+    """Settings that are refused here, or are not what others call so."""
     may_start_off: ClassVar[bool] = True
     """Whether the policy may start elsewhere than the base does: nothing holds it to the base as reference."""
     answers: ClassVar[bool] = True
@@ -124,7 +124,7 @@ class TrainConfig(TextStage, RowSettings, Processes):
         shape = adapter if isinstance(adapter, Mapping) else vars(adapter) if isinstance(adapter, Adapter) else {}
         dropout = shape.get("dropout")
         found = super().conflicts(given)
-        if dropout and not cls.may_drop_out:
+        if dropout and "adapter.dropout" in cls.apart:
             why = "here equal models would differ by chance"
             found.append(f"adapter.dropout is {dropout}, which only sft and pretrain may have: {why}. Set it to 0.")
         if dropout and given.get("parallel") == "context":

@@ -130,9 +130,28 @@ def legend(report: summary.Report) -> str:
     if summary.win_rate(report) in found:
         won = summary.label(summary.win_rate(report))
         text.append(f"{won} says on how many prompts a row's answer scores above {reference}'s, ties half: 50% is even")
-    text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
-    text.append("Where two overlap, they are not told apart by it")
+    if _has_intervals(report, found):
+        text.append("95 % is where the mean over all prompts of this kind lies, 19 times in 20")
+        text.append("Where two overlap, they are not told apart by it")
     return ". ".join(text) + "."
+
+
+def marks(report: summary.Report) -> str:
+    """What lines and whiskers in the page's pictures are; empty where there are none."""
+    measures = summary.measures(report)
+    scored = summary.estimate(report, report.reference, report.headline) is not None
+    lines = [f"{report.reference}’s score"] if scored else []
+    lines += ["even odds"] if summary.win_rate(report) in measures else []
+    pictured = [measure for measure in measures if summary.is_main(report, measure)]
+    text = [f"{'Dashed lines mark' if len(lines) > 1 else 'The dashed line marks'} {' and '.join(lines)}"] * bool(lines)
+    text += ["whiskers are 95 % intervals"] * _has_intervals(report, pictured)
+    said = "; ".join(text)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _has_intervals(report: summary.Report, measures: Sequence[str]) -> bool:
+    found = (summary.estimate(report, name, measure) for name in summary.rows(report) for measure in measures)
+    return any(e.interval for e in found if e)
 
 
 def others(report: summary.Report) -> str:

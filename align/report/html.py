@@ -48,6 +48,7 @@ def html(report: Report) -> str:
         report=report,
         verdict=summary.sentences(report),
         legend=glossary.legend(report),
+        marks=glossary.marks(report),
         beside=glossary.others(report),
         best=best,
         columns=[_column(report, measure) for measure in summary.measures(report)],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import align
+from align import cli
 from align.ground.cost import peak_memory, reset_peak_memory
 from align.ground.errors import InputError, Stopped
 from align.pipeline import load
@@ -89,6 +90,22 @@ def test_changed_setting_reruns_the_stage_and_its_children(pipeline: Pipeline, c
     assert (
         align.run(pipeline.recipe, pipeline.store, overrides=["stages.ppo.tokens_per_microbatch=512"]) == pipeline.made
     )
+
+
+def test_a_dry_run_for_programs_says_what_becomes_of_each_stage(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`align run --dry-run --json`: one JSON value, whose memory is that of the table of bytes, and nothing else."""
+    argv = ["align", "run", str(pipeline.recipe), "--store", str(pipeline.store.path), "--dry-run", "--json"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--from", "sft", "--set", "stages.dpo.beta=0.3"])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    taken, skipped, run = (found["stages"][f"tiny/{name}"] for name in ("pretrain", "sft", "dpo"))
+    assert taken == {"verdict": "taken", "digest": pipeline.made["pretrain"].digest}
+    assert skipped == {"verdict": "skip", "digest": pipeline.made["sft"].digest}
+    assert run["verdict"] == "run" and run["why"] == "beta 0.2 -> 0.3"
+    assert run["memory"]["peak"] == max(sum(parts.values()) for parts in run["memory"]["phases"].values())
+    assert found["device"] and found["budget"] is None
 
 
 def test_a_stop_in_the_last_step_holds_for_the_next_stage(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

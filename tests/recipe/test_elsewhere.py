@@ -17,6 +17,7 @@ from tests.pages import rows, section, text_of
 from tests.recipe.kinds import KINDS
 
 PAGE, FILE = ROOT / "docs/coming-from.md", ROOT / "align/recipe/telling/elsewhere.md"
+ALL = {name: catalogue.module_of(name).Config for name in ("sft", "reward", "evaluate")}
 NEEDED = ["--base", "b", "--data", "d"]
 
 
@@ -63,6 +64,7 @@ def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
         ("top_p", "there is nothing to set: answers are drawn from the model's own distribution"),
         ("trust_remote_code", "there is nothing to set: code that comes with a model is never run."),
         ("num_generations", "num_generations of TRL and axolotl is group_size, which grpo and rloo have."),
+        ("lora_dropout", "lora_dropout of TRL, axolotl, LLaMA-Factory and Unsloth is --adapter.dropout here."),
     ],
 )
 def test_flags_of_other_tools(name: str, hint: str) -> None:
@@ -114,6 +116,65 @@ def test_one_name_of_several_settings_is_that_of_the_stage() -> None:
     assert told("kto", "--loss_type", "apo").endswith("loss_type of TRL is --loss here.")
 
 
+def test_what_a_stage_refuses_is_not_what_its_hint_names(tmp_path: Path) -> None:
+    """Every setting that only some stages may have, for each stage that trains; nor what only shares the name. Negative
+    control: sft, above, has dropout."""
+    dropout = "lora_dropout of TRL, axolotl, LLaMA-Factory and Unsloth is adapter.dropout, which sft and pretrain have."
+    for stage in ("reward", "dpo", "simpo", "cpo", "orpo", "kto", "bco", "ppo", "grpo", "rloo", "distill"):
+        assert told(stage, "--lora_dropout", "0.1").splitlines()[0].endswith(dropout), stage
+        refused = told(stage, "--adapter.dropout", "0.1", *(["--parent", "p"] if stage == "kto" else []))
+        assert "which only sft and pretrain may have" in refused or "adapter.dropout" not in refused, stage
+    best = told("best_of_n", "--load_best_model_at_end", "true").splitlines()[0]
+    assert best.endswith("is keep, which sft, reward, dpo and pretrain have.")
+    assert "is method, which pretrain has." in told("blend", "--full_finetuning", "true")
+    path = tmp_path / "r.yaml"
+    for stage in ("ppo", "grpo", "rloo", "reinforce_pp", "online_dpo"):
+        said = told(stage, "--val_set_size", "0.1").splitlines()[0]
+        assert said.endswith("of axolotl is eval_fraction, which stages that train on records have."), stage
+    path.write_text("base: b\nstages: {sft: {data: d}, reward: {parent: sft, data: d, lora_dropout: 0.05}}")
+    with pytest.raises(
+        InputError, match=r"^\S+: stages.reward.lora_dropout is not a .*, which sft and pretrain have\.$"
+    ):
+        load_recipe(path, ALL)
+
+
+AXOLOTL = "base_model: b\nadapter: {}\nlearning_rate: 0.0002\noutput_dir: ./out\n"
+
+
+def test_a_file_of_another_tool_is_told_of_key_by_key(tmp_path: Path) -> None:
+    """Run as a recipe, and taken as a stage's settings. Negative control: a word that no adapter is called."""
+    path = tmp_path / "axo.yml"
+
+    def read(adapter: str) -> list[str]:
+        path.write_text(AXOLOTL.format(adapter))
+        with pytest.raises(InputError) as error:
+            load_recipe(path, KINDS)
+        return [line.removeprefix(f"{path}:") for line in str(error.value).splitlines()]
+
+    alone, base, adapter, name = read("lora")
+    assert alone.endswith("; found none. Right beside it as it is, for all stages: learning_rate.")
+    assert base.startswith("1: base_model ") and adapter.startswith("2: adapter: expected a mapping with method, rank")
+    assert adapter.endswith('found the text "lora". Write {method: lora}, or nothing: it is the default.')
+    assert name.endswith("output_dir of TRL, axolotl and LLaMA-Factory is the stage's key below `stages` here.")
+    assert read("dora")[2].endswith('found the text "dora". Write {method: dora}.')
+    assert read("qlora")[2].endswith('"qlora". adapter: qlora of axolotl is base.quantize here (`nf4`).')
+    assert read("zzz")[2].endswith('found the text "zzz".')
+    path.write_text("adapter: lora")
+    assert "Write {method: lora}, or nothing" in told("sft", "--config", str(path))
+    assert told("sft", "--adapter", "dora").endswith("Did you mean --adapter.method dora?")
+
+
+def test_a_stage_of_a_recipe_says_what_it_says_of_strangers_on_its_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("base: b\nstages: {sft: {data: d}, evaluate: {compare: sft, data: d, tasks: gsm8k, run_name: r}}")
+    with pytest.raises(InputError) as error:
+        load_recipe(path, ALL)
+    tasks, name = str(error.value).splitlines()
+    assert "tasks of lm-eval are not here" in tasks and name.endswith(
+        "run_name of TRL is the stage's key below `stages` here."
+    )
+
+
 def test_keys_of_other_tools_in_a_recipe(tmp_path: Path) -> None:
     """Beside the stages, with a stage and in a group of settings."""
     path = tmp_path / "r.yaml"
@@ -138,7 +199,12 @@ def test_what_hints_name_exists() -> None:
     found = [row for row in elsewhere._rows() if row.ours]
     assert len(found) > 100
     for row in found:
-        for stage in row.stages or ("sft", "dpo", "ppo"):
+        for stage in row.stages or (
+            "sft",
+            "dpo",
+            "reward",
+            *(("ppo", "grpo") if row.all == "stages that train" else ()),
+        ):
             assert holds(catalogue.module_of(stage).Config, str(row.ours)), row
 
 

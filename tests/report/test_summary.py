@@ -446,11 +446,22 @@ def test_one_prompt_decides_nothing():
 
 def test_of_losses_the_lowest_is_best():
     report = Report("t", ["base", "sft"], {"base/loss": 2.5, "sft/loss": 1.5}, headline="loss")
-    assert (
-        summary.verdict(replace(report, lower_is_better=True))
-        == "Best by held-out loss: sft 1.50; no other stage is better."
-    )
+    assert summary.verdict(replace(report, lower_is_better=True)) == "Best by held-out loss: sft 1.50; base has 2.50."
     assert summary.leaders(report) == ["base"]
+
+
+def test_of_texts_alone_nothing_is_said_of_answers_intervals_or_odds():
+    """Captions are of what stands there, and the base stands beside the best where no interval tells them apart.
+    Negative control: with answers, judges and intervals all of it is said."""
+    whole = {"base": {"loss": 2.66}, "sft": {"loss": 2.1}, "ppo": {"loss": 1.3}}
+    report = Report("ev", ["base", "sft", "ppo"], flat(**whole), headline="loss", lower_is_better=True)
+    assert summary.verdict(report) == "Best by held-out loss: ppo 1.30; sft has 2.10; base has 2.66."
+    page, text = html(report), table(report)
+    assert "The dashed line marks sft’s score." in page and glossary.marks(Report("ev", [], {})) == ""
+    for word in ("95 %", "whiskers", "even odds", "overlap", "prompt", "answers"):
+        assert word not in text and word not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL), word
+    both = "Dashed lines mark sft’s score and even odds; whiskers are 95 % intervals."
+    assert both in html(REPORT) and "95 % is where" in table(REPORT)
 
 
 def test_verdict_names_what_another_judge_finds_worse():
@@ -648,4 +659,4 @@ def test_names_are_whole_and_colours_are_told_apart():
     assert len(set(looks.values())) == len(looks) == 11
     assert {name.replace("<wbr>", "") for dashed, _, name in marks if dashed} == set(stages[8:])
     few = html(replace(report, stages=stages[:8])).split("</style>")[1]
-    assert "dashed" not in few
+    assert "swatch dashed" not in few

@@ -472,6 +472,17 @@ def one_judge(folder: Path) -> dict[str, str]:
     return {"letters": f"{folder}/letters.py:letters"}
 
 
+def test_a_note_says_how_prompts_were_answered_where_any_were(pipeline: Pipeline, tmp_path: Path) -> None:
+    asked = config(pipeline, tmp_path)
+    more = ["3 of 8 prompts of texts were trained on by mine/sft"]
+    assert evaluation.written.note(0, asked, False, more) == f"{more[0]}." and not evaluation.written.note(
+        0, asked, True, []
+    )
+    said = f"4 prompts, {asked.n} answer{'s' * (asked.n > 1)} each at temperature 1"
+    assert evaluation.written.note(4, asked, True, []) == f"{said}; 95 % intervals over prompts."
+    assert evaluation.written.note(4, asked, False, more) == f"{said}. {more[0]}."
+
+
 def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None:
     """A name as it was given, its end, or the bare base; KL and win rates are from there."""
     few: dict[str, object] = {"reward": None, "pairs": None, "texts": None}

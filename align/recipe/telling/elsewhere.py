@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-TRAINING = "all that train"
+TRAINING = {"all that train": "stages that train", "all that train on records": "stages that train on records"}
+"""How the tables say it -> what it is called in a sentence. Reinforcement learning looks at no held-out records."""
 
 
 class Alias(NamedTuple):
-    """What tools call so, our setting, the stages that have it (none for all that train), a note, and the values there
+    """What tools call so, our setting, the stages that have it (none for those of `all`), a note, and the values there
     that this setting is for, none for all; without a setting the note says why there is none."""
 
     theirs: tuple[str, ...]
@@ -21,6 +22,7 @@ class Alias(NamedTuple):
     stages: tuple[str, ...]
     note: str
     values: tuple[str, ...] = ()
+    all: str = "stages that train"
 
 
 def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = str, value: object = None) -> str | None:
@@ -45,7 +47,7 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     rows = here or [row for row in ours if row.ours == key] or ours
     tools = [*dict.fromkeys(tool for row in rows for tool in row.tools)]
     names = _here(rows, spell) if here else " or ".join(dict.fromkeys(row.ours for row in rows if row.ours))
-    stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or ["stages that train"]
+    stages = [*dict.fromkeys(stage for row in rows for stage in row.stages)] or [rows[0].all]
     is_one = len(stages) == 1 and bool(rows[0].stages)
     owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
     if not here and names == key:
@@ -66,6 +68,15 @@ def _here(rows: list[Alias], spell: Callable[[str], str]) -> str:
             some.setdefault(spell(row.ours), []).extend(row.values)
     whole = [f"{' or '.join(names)} here"] if names else []
     return ", or ".join([*whole, *(f"{name} for {_and(values, 'or')}" for name, values in some.items())])
+
+
+def of_value(key: str, value: str, spell: Callable[[str], str] = str) -> str | None:
+    """A sentence on a value that another tool gives a setting which we call so too: ours for it; None where none
+    does."""
+    for tool, cells in _lines():
+        if len(cells) > 3 and f"`{key}: {value}`" in cells[0]:
+            return f"{key}: {value} of {tool} is {_and([*map(spell, _names(cells[1]))])} here ({cells[3]})."
+    return None
 
 
 def ours(name: str, has: Callable[[str], bool]) -> list[str]:
@@ -105,9 +116,10 @@ def _read(tool: str, cells: list[str]) -> Iterator[Alias]:
         yield Alias(theirs, tuple(cells[1].split(", ")), None, (), cells[2])
         return
     values = tuple(_names(" ".join(re.findall(r"\(([^)]*)\)", cells[0]))))
-    stages = () if cells[2] == TRAINING else tuple(_names(cells[2]))
+    stages = tuple(_names(cells[2]))
+    owners = TRAINING.get(cells[2], cells[2])
     for ours in _names(cells[1]):
-        yield Alias(theirs, (tool,), ours, stages, cells[3], values)
+        yield Alias(theirs, (tool,), ours, stages, cells[3], values, owners)
 
 
 def _cells(line: str) -> list[str]:

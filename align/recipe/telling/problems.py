@@ -51,7 +51,9 @@ def group_of(field: FieldInfo) -> type[Settings] | None:
 
 
 def holds(config: type[Settings], dotted: str) -> bool:
-    """Whether a setting, or a group of them, is one of a config's."""
+    """Whether a setting, or a group of them, is one of a config's, and the one that others call so."""
+    if dotted in {*getattr(config, "apart", ()), *getattr(config, "unread", ())}:
+        return False
     group: type[Settings] | None = config
     for key in dotted.split("."):
         field = group.model_fields.get(key) if group else None
@@ -159,6 +161,18 @@ def meant(config: type[Settings], value: object) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
+def written_out(field: FieldInfo, key: str, value: object, spell: Callable[[str], str]) -> str:
+    """How a group is given that has this word among the values of one of its settings, or what another tool means by
+    the word; "" for others."""
+    group = group_of(field)
+    own = meant(group, value) if group else None
+    if group and own:
+        nothing = ", or nothing: it is the default" if group.model_fields[own].default == value else ""
+        return f" Write {{{own}: {value}}}{nothing}."
+    theirs = elsewhere.of_value(key, str(value), spell) if group else None
+    return f" {theirs}" if theirs else ""
+
+
 def only_maps(field: FieldInfo) -> bool:
     """Whether all that a setting takes is names with a value each."""
     kinds = [kind for kind in map(bare, alternatives(field.annotation)) if kind is not type(None)]
@@ -198,7 +212,8 @@ def problems(
             guess = nearest(path[-1], group.model_fields)
             remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
             has, spell = partial(holds, config), lambda ours: name(tuple(ours.split(".")))
-            theirs = elsewhere.hint(path[-1], has, spell, detail["input"])
+            own = getattr(config, "strangers", {}).get(path[-1]) if len(path) == 1 else None
+            theirs = own or elsewhere.hint(path[-1], has, spell, detail["input"])
             remedy = theirs or remedy
             whose = path[-2] if len(path) > 1 else owner
             text = f"{name(path)} is not a setting of {whose}; {remedy}"
@@ -226,6 +241,7 @@ def problems(
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
             most = detail.get("ctx", {}).get("le", 0)
             limit = f", at most {most:,.10g}" if most >= FAR else ""
+            hint = hint or written_out(field, path[-1], value, spell=lambda ours: name(tuple(ours.split("."))))
             hint = hint or nearly(field, detail["input"]) or named(field, name(path), value)
             text = f"{name(path)}: expected {expected(field)}{limit}, found {wrong}.{hint}"
         else:
