@@ -1,5 +1,5 @@
 """The end of a process that stands within code of others: a thread that was left running, for which Python would wait,
-for ever perhaps; a wait for another process, in which Python hears no signal."""
+for ever perhaps; a wait for another process, in which Python hears no signal; streams that nobody reads any more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from align.ground import ranks
+from align.ground.errors import AlignError
 
 GRACE = 5.0
 """Seconds that such threads have to end by themselves, as those of a pool do once nothing is left to do."""
@@ -160,3 +161,32 @@ def first_says_it(seconds: float = 20.0) -> bool:
     except KeyboardInterrupt:
         return True
     return False
+
+
+class Unwritable(AlignError):
+    """What was printed did not arrive, as on a full disk."""
+
+
+@contextmanager
+def arriving(stream: TextIO) -> Iterator[None]:
+    """Raises: Unwritable for what cannot be written; BrokenPipeError where nobody reads, which is no failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        to_nowhere(stream)  # what waits to be written would fail again
+        raise Unwritable(f"stdout cannot be written ({error.strerror}).") from error
+
+
+def to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        to_nowhere(sys.stdout)

@@ -14,12 +14,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.leaving import deaf, end_unheard, first_says_it, hear, open_all, reader_is_gone, wait_for_none
+from align.ground.leaving import (
+    Unwritable,
+    arriving,
+    deaf,
+    end_unheard,
+    first_says_it,
+    flush_stdout,
+    hear,
+    open_all,
+    reader_is_gone,
+    to_nowhere,
+    wait_for_none,
+)
 from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -46,10 +58,6 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-class Unwritable(AlignError):
-    """What was printed did not arrive, as on a full disk."""
-
-
 class Printable:
     """A stream to which nothing but `printable` text is written. Raises: Unwritable where it cannot be."""
 
@@ -57,12 +65,12 @@ class Printable:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with SCREEN.lock, _arriving(self.stream):  # no line is drawn between the two
+        with SCREEN.lock, arriving(self.stream):  # no line is drawn between the two
             SCREEN.wipe()
             return self.stream.write(printable(text))
 
     def flush(self) -> None:
-        with SCREEN.lock, _arriving(self.stream):
+        with SCREEN.lock, arriving(self.stream):
             SCREEN.wipe()
             self.stream.flush()
 
@@ -70,16 +78,22 @@ class Printable:
         return getattr(self.stream, name)
 
 
-@contextmanager
-def _arriving(stream: TextIO) -> Iterator[None]:
-    """Raises: Unwritable for what cannot be written; BrokenPipeError where nobody reads, which is no failure."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _to_nowhere(stream)  # what waits to be written would fail again
-        raise Unwritable(f"stdout cannot be written ({error.strerror}).") from error
+class Beside:
+    """stderr of a terminal as all but `on_stderr` write to it: what they say begins on a line of its own, and is not
+    erased where a line of ours is drawn again."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with SCREEN.lock:
+            if text and not SCREEN.speaking:
+                SCREEN.wipe()
+                SCREEN.begun = not text.endswith("\n") and "\r" not in text  # a bar's line is drawn again as ours is
+            return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def print_result(text: str, done: str) -> None:
@@ -107,6 +121,9 @@ class Screen:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a signal's handler may speak while this thread does
         self.drawn = False
+        self.begun = False
+        """A line of others stands there that they have not ended."""
+        self.speaking = False
         self.closed = False
         """Nothing is drawn any more."""
         self.overheard: list[str] | None = None
@@ -143,12 +160,16 @@ def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
     """Print there, in the place of the line that is there now if `redraw`, or if that is drawn; where nobody reads it
     any more, as after `2>&1 | head`, the work goes on without."""
     with SCREEN.lock:
-        erased = "\r\x1b[K" if redraw or SCREEN.drawn else ""
-        SCREEN.drawn, SCREEN.spoken = redraw and not end, time.monotonic()
+        before = "\r\x1b[K" if redraw or SCREEN.drawn else ""
+        if SCREEN.begun and (text or end):
+            SCREEN.begun, before = False, "\n"
+        SCREEN.drawn, SCREEN.spoken, SCREEN.speaking = redraw and not end, time.monotonic(), True
         try:
-            print(erased + printable(text), end=end, file=_unguarded(sys.stderr), flush=True)
+            print(before + printable(text), end=end, file=_unguarded(sys.stderr), flush=True)
         except OSError:  # a pipe or a terminal that is closed
-            _to_nowhere(sys.stderr)
+            to_nowhere(sys.stderr)
+        finally:
+            SCREEN.speaking = False
 
 
 def _unguarded(stream: TextIO | Printable) -> TextIO:
@@ -156,12 +177,6 @@ def _unguarded(stream: TextIO | Printable) -> TextIO:
     while isinstance(stream, Printable):
         stream = stream.stream
     return stream
-
-
-def _to_nowhere(stream: TextIO) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -190,12 +205,13 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
     code, SCREEN.closed = 0, False
     try:
-        with redirect_stdout(Printable(sys.stdout)), _closing():
+        beside: Any = Beside(sys.stderr) if redraws() else sys.stderr
+        with redirect_stdout(Printable(sys.stdout)), redirect_stderr(beside), _closing():
             check_words(sys.argv[1:])
             body()
             sys.stdout.flush()
     except AlignError as error:
-        _flush_stdout()
+        flush_stdout()
         if not (isinstance(error, InputError) and first_says_it()):
             tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
             tell(_laid_out(str(error)))
@@ -209,7 +225,7 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
         if not (isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout)):
             on_stderr(_told(error))
             code = InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
-    _flush_stdout()
+    flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     wait_for_none(code, say)
     gc.freeze()  # Python's end would look through all that torch and tokenizers hold, for a second and more
@@ -285,10 +301,3 @@ def _told(error: Exception) -> str:
         name = str(error.filename)
         return f"{name if len(name) <= 200 else name[:200] + '…'}: {error.strerror}."
     return traceback.format_exc().rstrip()
-
-
-def _flush_stdout() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _to_nowhere(sys.stdout)

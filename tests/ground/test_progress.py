@@ -162,6 +162,7 @@ def test_clock():
 
 
 PROGRAM = """
+import sys
 import time
 from align.ground import progress
 from align.ground.progress import Progress, Work
@@ -234,6 +235,36 @@ def test_no_escape_code_reaches_what_cannot_obey_it(environment: dict[str, str])
         done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env, check=True)
         written = done.stdout + done.stderr
     assert "\x1b" not in written and sorted(written.split()) == ["a", "a", "result", "sentence"]
+
+
+def test_what_others_print_begins_on_a_line_of_its_own():
+    """A library that writes to stderr while a line is drawn there, of itself, by logging and in parts, which no drawing
+    erases; a bar that it redraws is no such line. Negative control: a stream that knows of no line, as before."""
+    library = """
+        import logging
+        print("lib: a line", file=sys.stderr)
+        time.sleep(0.2)
+        logging.basicConfig(format="lib: %(message)s")
+        logging.warning("of a logger")
+        time.sleep(0.2)
+        print("lib: on stdout")
+        time.sleep(0.2)
+        sys.stderr.write("lib: half a ")
+        sys.stderr.write("line")
+        time.sleep(0.2)
+        sys.stderr.write("\\rlib: 10%")
+        time.sleep(0.2)
+        sys.stderr.write("\\rlib: 20%\\n")
+"""
+    program = PROGRAM.replace('        print("a result")\n', library)
+    assert program != PROGRAM
+    told = ["lib: a line", "lib: of a logger", "lib: on stdout", "lib: half a line", "lib: 20%"]
+    drawn = [row.rpartition("\r")[2] for row in rows("".join(part for _, part in in_terminal(program, 80)))]
+    assert [row for row in drawn if "lib" in row and row != "lib: 10%"] == told
+    glued = program.replace("guarded(body)", "terminal.Beside = lambda stream: stream\nguarded(body)")
+    glued = glued.replace("from align.ground import", "from align.ground import terminal,")
+    drawn = rows("".join(part for _, part in in_terminal(glued, 80)))
+    assert "lib: a line" not in drawn and any(row.endswith("lib: a line") for row in drawn)
 
 
 def test_there_is_always_a_word():
