@@ -16,7 +16,7 @@ from align.data.tools import findings, kinds
 from align.data.tools.canonical import new_file
 from align.ground.errors import InputError
 from align.ground.progress import Task
-from align.ground.terminal import print_result, say
+from align.ground.terminal import SCREEN, print_result, say
 from align.inputs.bases import find_base
 from align.inputs.fit import find_data
 from align.recipe import Base
@@ -169,11 +169,11 @@ def show(args: argparse.Namespace) -> None:
 
         print("\n".join(json.dumps(as_row(record), ensure_ascii=False, default=str) for record in some))
         return
-    from align.rendering.shown import example_as_text, in_terminal, page
+    from align.rendering.shown import example_as_text, in_terminal, page, titles_of
 
     renderer, _ = renderer_of(args)
     texts = [
-        (record.where, example_as_text(renderer.tokenizer, example))
+        (record.where, [*zip(titles_of(record), example_as_text(renderer.tokenizer, example), strict=True)])
         for record in some
         for example in rendered(renderer, kind, [record])
     ]
@@ -184,15 +184,19 @@ def show(args: argparse.Namespace) -> None:
         return
     for where, several in texts:
         print(f"--- {where}")
-        for text in several:
+        for called, text in several:
+            if called:
+                print(f"{called}:")
             show_marked(in_terminal(text, sys.stdout.isatty()))
 
 
 def show_marked(text: str) -> None:
     """Colours are ours: what the text itself would have a terminal do is escaped already."""
     stream = getattr(sys.stdout, "stream", sys.stdout)
-    stream.write(text + "\n")
-    stream.flush()
+    with SCREEN.lock:
+        SCREEN.wipe()
+        stream.write(text + "\n")
+        stream.flush()
 
 
 COMMANDS = {"data inspect": Command(inspect_flags, inspect), "data show": Command(show_flags, show)}

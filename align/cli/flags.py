@@ -16,8 +16,9 @@ MEANT = {
     **dict.fromkeys(("--nnodes", "--num_machines"), "--nodes"),
     **dict.fromkeys(("--node_rank", "--node-rank", "--machine_rank"), "--node"),
     **dict.fromkeys(("--master_addr", "--master-addr", "--rdzv_endpoint", "--main_process_ip"), "--head"),
+    **dict.fromkeys(("--n", "--limit"), "--rows"),
 }
-"""What torchrun and accelerate call a flag of ours."""
+"""What torchrun, accelerate and other commands of ours call a flag."""
 SAYS_SO = ("store", "url", "set")
 """What is looked at elsewhere, where more is said of an empty one."""
 
@@ -27,8 +28,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flag = message.removeprefix(UNKNOWN).split()[0] if message.startswith(UNKNOWN) else ""
-        name = MEANT.get(flag.partition("=")[0], flag.partition("=")[0])
-        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.6)
+        name, known = flag.partition("=")[0], self._option_string_actions
+        meant = [MEANT[name]] if MEANT.get(name) in known else []
+        near = meant or difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if flag.startswith("--") and near else ""
         raise InputError(f"{self.prog}: {message}{hint}\n{self.format_usage().strip()}")
 

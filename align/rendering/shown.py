@@ -10,6 +10,7 @@ from itertools import groupby
 from transformers import PreTrainedTokenizerBase
 
 from align.data.examples import Example
+from align.data.records import Preference, Ranking
 from align.ground.terminal import one_line, printable
 
 WIDTH, LINES = 80, 6
@@ -21,7 +22,7 @@ STYLE = """
 body { font: 15px/1.5 ui-sans-serif, system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; unicode-bidi: plaintext; text-align: start;
       border: 1px solid #8886; border-radius: 6px; padding: .6em .8em }
-mark { background: #b6f0c2; color: inherit } small { color: #777 }
+mark { background: #b6f0c2; color: inherit } small { color: #777 } h2 { font-size: 1em; margin: 1em 0 -.6em }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } mark { background: #1d5a2c } }
 """
 
@@ -40,8 +41,13 @@ def marked(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], counts: Seque
 
 
 def example_as_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[str]:
-    """Each sequence of an example, marked: of a pair chosen, then rejected."""
+    """Each sequence of an example, marked, in the order of `titles_of` its record."""
     return [marked(tokenizer, ids, counts) for ids, counts in zip(example.sequences, example.supervised, strict=True)]
+
+
+def titles_of(record: object) -> list[str]:
+    """What the sequences of a record are called: of a pair chosen and rejected; of one alone nothing."""
+    return list(record.answers) if isinstance(record, Preference | Ranking) else [""]
 
 
 def block(title: str, text: str, lines: int = LINES, indent: str = "") -> list[str]:
@@ -62,12 +68,14 @@ def in_terminal(text: str, colour: bool) -> str:
     return shown.replace(OPEN, COLOUR).replace(CLOSE, PLAIN) if colour else shown
 
 
-def page(title: str, rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A page of (where a record stands, its marked texts); each paragraph runs in the direction of its own letters."""
+def page(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """A page of (where a record stands, its marked texts behind what each is called); each paragraph runs in the
+    direction of its own letters."""
     parts = []
     for where, texts in rows:
         parts.append(f"<p><small>{escape(where)}</small></p>")
-        for text in texts:
+        for called, text in texts:
+            parts += [f"<h2>{escape(called)}</h2>"] if called else []
             inside = escape(text).replace(OPEN, "<mark>").replace(CLOSE, "</mark>")
             parts.append(f'<pre dir="auto">{inside}</pre>')
     head = (

@@ -95,9 +95,25 @@ def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) ->
     assert page.count("<mark>") == 2 and 'dir="auto"' in page and "0." in page.split("<mark>")[2].split("</mark>")[0]
 
 
+def test_answers_of_a_pair_are_called_what_they_are(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the terminal and on a page, the one of the data behind its name. Negative control: one answer has no name."""
+    pair = {"prompt": "Why?", "chosen": "Because good.", "rejected": "So bad."}
+    write_rows(Path("pairs.jsonl"), [pair])
+    dispatch([*["data", "show", "pairs.jsonl", "--mask", "--base"], TINY])
+    chosen, rejected = capsys.readouterr().out.partition("\nchosen:\n")[2].split("\nrejected:\n")
+    assert "good" in chosen and "bad" not in chosen and "bad" in rejected and "good" not in rejected
+    dispatch([*["data", "show", "pairs.jsonl", "--html", "page.html", "--mask", "--base"], TINY])
+    chosen, rejected = Path("page.html").read_text().partition("<h2>chosen</h2>")[2].split("<h2>rejected</h2>")
+    assert "good" in chosen and "bad" not in chosen and "bad" in rejected
+    capsys.readouterr()
+    dispatch(["data", "show", rows, "--columns.prompt", "ask", "--mask", "--base", TINY, "--rows", "1"])
+    assert "chosen" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["data", "show", "rows.jsonl", "--n", "1"], "unrecognized arguments: --n 1; did you mean --rows?"),
         (["data", "inspct", "x"], "did you mean data inspect"),
         (["data", "inspect", "rows.jsonl", "--shape", "nectr"], "nectr is not known.*pku_saferlhf.*nectar"),
         (["data", "show", "rows.jsonl", "--mask"], "--mask takes the model that renders"),

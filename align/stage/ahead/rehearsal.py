@@ -201,7 +201,7 @@ def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool)
 
 def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:
     """The first row as the model reads it, and lengths. Raises: InputError for a row that the run would refuse."""
-    from align.rendering.shown import LINES, block, example_as_text
+    from align.rendering.shown import LINES, block, example_as_text, titles_of
 
     some, title = sample(records), f"{bench.title}: {name}"
     if not some:
@@ -215,7 +215,7 @@ def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any],
     else:
         lengths = [max(map(len, e.sequences)) for e in quietly(lambda: rendered(bench, wide(renderer), some))]
         shown = example_as_text(renderer.tokenizer, made[0])
-    titles = list(some[0].answers) if isinstance(some[0], Preference | Ranking) else ["first row"]
+    titles = [title or "first row" for title in titles_of(some[0])]
     lines = [
         line
         for what, text in zip(titles, shown, strict=True)
