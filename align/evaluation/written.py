@@ -16,6 +16,7 @@ from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Report, Sample, Setting, ShownAnswer
 from align.report.table import table
+from align.report.text import SHORT
 from align.report.training import read_curves, read_reinforced
 from align.stage import catalogue
 from align.stage.workbench import Workbench
@@ -118,8 +119,19 @@ def settings_of(store: Store, artifact: Artifact) -> list[Setting]:
         if isinstance(group, dict) and path[-1] in group:
             value = group[path[-1]]
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            found.append(Setting(".".join(path), plain(value), plain(default) if value != default else None))
+            usual = "none" if field.is_required() else plain(default)
+            files = mixed(artifact, path[-1], value) or plain(value)
+            found.append(Setting(".".join(path), files, usual if value != default else None))
     return found
+
+
+def mixed(artifact: Artifact, name: str, value: object) -> str:
+    """The files of a mixture, by their digests, as a manifest has no names of them, and what is set of each; "" of any
+    other setting."""
+    if not isinstance(value, list) or f"{name}/1" not in artifact.data:
+        return ""
+    files = [(artifact.data[f"{name}/{i}"][:SHORT], plain(of) if of else "") for i, of in enumerate(value, 1)]
+    return ", ".join(f"{digest} {of}".rstrip() for digest, of in files)
 
 
 def begun_on_all_linear(store: Store, artifact: Artifact) -> bool:

@@ -75,13 +75,19 @@ def card(store: Store, artifact: Artifact, name: str, model: str = "model") -> s
         ("How to verify it", _files(artifact, model)),
     ]
     body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in sections)
-    return f"{_front(store, artifact, line)}\n# {name}\n\n{_what(artifact)}\n\n{body}\n"
+    return f"{_front(store, artifact, line)}\n# {_heading(store, artifact, name)}\n\n{_what(artifact)}\n\n{body}\n"
 
 
 def exported(store: Store, artifact: Artifact, name: str, model: str = "model") -> dict[str, bytes]:
     """The files that go with an export beside the artifact's own: the card of a model, nothing for data and reports."""
     taken = any(path.startswith(f"{FILE}/") for path in artifact.files)
     return {FILE: card(store, artifact, name, model).encode()} if loadable(artifact) and not taken else {}
+
+
+def _heading(store: Store, artifact: Artifact, name: str) -> str:
+    """Its name; of a merge that was given none, what was merged."""
+    merged = artifact.parents.get("parent") if name == artifact.stage == "merge" else None
+    return f"{store.label(merged)}, merged" if merged else name
 
 
 def _ancestors(store: Store, artifact: Artifact, seen: set[str]) -> Iterator[Artifact]:

@@ -44,6 +44,11 @@ def label_of(name: str, artifact: Artifact) -> str:
 
 def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
     """The artifact of an input. Raises: InputError for one of another kind than those allowed."""
+    if (role, name) == ("compare", "base") and name not in store.refs():
+        raise InputError(
+            "compare: base is no artifact; the base of what is compared is measured anyway (include_base). Leave it "
+            "out."
+        )
     artifact = store.resolve(name)
     if artifact.kind not in allowed:
         remedy = "`align ls` shows what there is."

@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from align import recipe as recipes
+from align.data.files import remote
+from align.data.files.sources import SHARDS, suffix
 from align.ground.errors import InputError
+from align.ground.paths import near
 from align.ground.terminal import an
-from align.recipe import Recipe, StageConfig, files_of, idle
+from align.inputs.fit import find_file, root
+from align.recipe import Recipe, StageConfig, files_of, idle, named_files
 from align.stage.catalogue import in_recipes, stage_of
 from align.store import Artifact, Store
 
@@ -34,12 +38,25 @@ class _Settings(Mapping[str, type[StageConfig]]):
 def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check which stage hands what to which.
 
-    Raises: InputError telling all that is wrong.
+    Raises: InputError telling all that is wrong, and with it which data files are not there.
     """
-    recipe = recipes.load_recipe(path, _Settings(), overrides, sweeps)
-    if problems := dict.fromkeys(line for name in recipe.stages for line in _problems(recipe, name)):
-        raise InputError("\n".join(problems))
+    try:
+        recipe = recipes.load_recipe(path, _Settings(), overrides, sweeps)
+        problems = [line for name in recipe.stages for line in _problems(recipe, name)]
+    except recipes.Misread as error:
+        recipe, problems = error.recipe, str(error).splitlines()
+    if problems:
+        raise InputError("\n".join(dict.fromkeys([*problems, *_missing(recipe)])))
     return recipe
+
+
+def _missing(recipe: Recipe) -> Iterator[str]:
+    """Which data files of a recipe are not there; a name without such an ending may be an artifact's, or the hub's."""
+    for entry in recipe.stages.values():
+        for key, value in named_files(entry.config).items():
+            made = value in entry.inputs.get(root(key), ())
+            if not made and suffix(Path(value)) in SHARDS and not remote.is_url(value) and find_file(value) is None:
+                yield f"{recipe.setting(entry.stage, (root(key),))}: there is no file {value}.{near(value)}"
 
 
 def _problems(recipe: Recipe, name: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from align.recipe.adapters import Adapter
 from align.recipe.effect import idle, resolved
 from align.recipe.entries import Entry, Recipe
-from align.recipe.file import load_recipe
+from align.recipe.file import Misread, load_recipe
 from align.recipe.flags import Flags, parse_flags
 from align.recipe.mixture import Files, named_files
 from align.recipe.processes import Processes
@@ -50,6 +50,7 @@ __all__ = [
     "Flags",
     "FromZero",
     "Judges",
+    "Misread",
     "Model",
     "ModelStage",
     "NextTokenConfig",

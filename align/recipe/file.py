@@ -55,6 +55,14 @@ def load_recipe(
     return _Reader(document, kinds).recipe()
 
 
+class Misread(InputError):
+    """What is wrong with a recipe, and the stages of it that could be read."""
+
+    def __init__(self, text: str, recipe: Recipe) -> None:
+        super().__init__(text)
+        self.recipe = recipe
+
+
 class _Reader:
     """One recipe on its way from values to stages; problems are gathered and told at the end."""
 
@@ -102,9 +110,10 @@ class _Reader:
         if not self.found:
             for at in self.sweep.unused():
                 self.problem(at, f"{'.'.join(at)}: every stage sets its own, so there is nothing to sweep; remove it.")
+        recipe = Recipe(str(name), self.document, {entry.name: entry for entry in entries})
         if self.found:
-            raise InputError("\n".join(sorted(self.found, key=self.line)))
-        return Recipe(str(name), self.document, {entry.name: entry for entry in entries})
+            raise Misread("\n".join(sorted(self.found, key=self.line)), recipe)
+        return recipe
 
     def sweeps(self, defaults: Json, bodies: Mapping[str, Json], kinds: Mapping[str, str]) -> Sweep:
         """The settings that are swept; a problem for each that cannot be."""
@@ -260,6 +269,8 @@ class _Reader:
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
                 wrong = self.wrong_input(target, stage, order, IsRef in marks)
+                if wrong and (why := getattr(config, "strangers", {}).get(target)):
+                    wrong = f"is no stage; {why} Leave it out."
                 if wrong:
                     self.problem(at, f"{'.'.join(at)}: {target} {wrong}")
             named = tuple(target for target in targets if target in order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Required, TypedDict
 
@@ -75,7 +76,7 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
         if row["kind"] == "damaged":
             lines.append([*start, "align verify", row["digest"][:SHORT]])
             continue
-        more = [time_text(row["finished"] or "").removesuffix(" UTC")]
+        more = [_created(store, row)]
         if size:
             more = [size_text(row["alone"]), size_text(row["shared"])]
         lines.append([*start, row["stage"], row["digest"][:SHORT], size_text(row["size"]), *more])
@@ -87,6 +88,12 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
         return text
     legend = "ALONE: what only this name needs, with all that it\ncomes from. SHARED: what another name needs as well."
     return f"{text}\n\n{size_text(store.size())} in all. {legend}"
+
+
+def _created(store: Store, row: Row) -> str:
+    """When it was made; of what was made elsewhere by when it was, which is when it came here."""
+    came = datetime.fromtimestamp(store.manifest_path(row["digest"]).stat().st_mtime, UTC).isoformat()
+    return (time_text(row["finished"]) if row["finished"] else f"by {time_text(came)}").removesuffix(" UTC")
 
 
 def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:

@@ -250,9 +250,8 @@ def _best(report: Report, first: Sequence[str]) -> str:
     how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
     text = f"Best {by}, {how}: {listed}" if len(first) > 1 else f"Best {by}: {listed}"
     near = {name for name in (reference, BASE) if name in found and equal(found[name], found[first[0]])}
-    whole = not any(e.interval for e in found.values())  # what an interval does not tell apart, no interval does
-    others = [n for n in dict.fromkeys((reference, BASE)) if n in near or n == reference or (whole and n in found)]
-    has = {n: _figure(report, n, what) for n in others if n not in named}
+    beside = {reference, *near, *(found.keys() if not any(e.interval for e in found.values()) else ())}
+    has = {n: _figure(report, n, what) for n in dict.fromkeys((reference, BASE)) if n in beside and n not in named}
     text += "".join(f"; {n} has {figure}{', not told apart' * (n in near)}" for n, figure in has.items() if figure)
     return f"{text}; no other stage is better." if [*first] == [reference] and not has else f"{text}."
 

@@ -21,6 +21,7 @@ from align.inputs.fit import (
     check_fits,
     check_template,
     find_data,
+    find_file,
     input_artifact,
     label_of,
     origin,
@@ -113,6 +114,8 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
                     f"(the end of a ref, or the stage of a digest). Give one another name: `align tag {name} NAME`."
                 )
             parents[key], given[key] = artifact, name
+    files = named_files(config)  # looked for before the base is read, which may take a while
+    sought = {name: _data(store, config, name, value) for name, value in files.items() if find_file(value) is None}
     base = base_of(stage.name, config, store, parents)
     check_architecture(stage.name, stage.encoder_decoders, base)
     first = origin(parents)
@@ -126,7 +129,7 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
         raise InputError("\n".join(text for _, text in refused))
     check_layers(config, base)
     check_targets(config, base, kind)
-    data = {name: _data(store, config, name, value) for name, value in named_files(config).items()}
+    data = {name: sought.get(name) or _data(store, config, name, value) for name, value in files.items()}
     settings = settings_of(stage, config, kind)
     settings |= {name: value for name, value in stage.settled(config, parents).items() if name in settings}
     if "max_length" in settings:  # what holds

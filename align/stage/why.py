@@ -9,6 +9,8 @@ from typing import Any
 from align.store import Artifact, Store
 
 SHORT = 12
+MOVES = "and moves to the new one"
+"""What becomes of a name that is taken."""
 
 
 def why(asked: Mapping[str, Any], key: str, name: str, store: Store) -> str:
@@ -38,8 +40,8 @@ def against_last(asked: Mapping[str, Any], open_: Collection[str], name: str, st
 
 def _since(asked: Mapping[str, Any], old: Artifact, store: Store) -> str:
     if old.stage != asked["stage"]:
-        return f"its name stands for what {old.stage} made, {old.short}"
-    return "; ".join(_differences(asked, old, store)) or "its name stands for what another run made"
+        return f"its name stands for what {old.stage} made, {old.short}, {MOVES}"
+    return "; ".join(_differences(asked, old, store)) or f"its name stands for what another run made, {MOVES}"
 
 
 def checkpoint(key: str, store: Store) -> int:

@@ -140,6 +140,7 @@ def test_a_merged_model(pipeline: Pipeline, tmp_path: Path, capsys: pytest.Captu
     text = (out / "README.md").read_text()
     data = ModelCard(text).data
     assert (data.library_name, data.tags) == ("transformers", ["align", "sft", "dpo"])
+    assert "\n# merged\n" in text and "\n# tiny/dpo, merged\n" in card(pipeline.store, made, "merge", "")
     parts = sections(text)
     assert parts["How it differs from its adapters"].startswith("\n**equal**: against the adapters on their base, ")
     assert verified(out, text) == 0 and "model/" not in parts["How to verify it"]

@@ -253,6 +253,15 @@ def test_all_that_is_missing_is_told_in_one_go_with_its_line(tmp_path: Path):
     recipe.write_text(right.replace(given, "sft: {parent: pretrain, report_to: tensorbord, data: sft.jsonl"))
     with pytest.raises(InputError, match=f"{line}: stages.sft.report_to: tensorbord is no tracker .*mean tensorboard"):
         align.run(recipe, store, dry_run=True)
+    misread = right.replace(given, given.replace("sft.jsonl", "gone.jsonl")).replace(
+        "reward: {parent: sft", "reward: {parent: sfft"
+    )
+    recipe.write_text(misread)
+    with pytest.raises(InputError) as error:
+        load(recipe)
+    parent, file = str(error.value).splitlines()
+    assert parent.endswith("stages.reward.parent: sfft is not an earlier stage of this recipe; did you mean sft?")
+    assert file == f"{recipe}:{line}: stages.sft.data: there is no file {tmp_path}/gone.jsonl."
     recipe.write_text(right)
     align.run(load(recipe, sweeps=[swept]), store, dry_run=True)
 

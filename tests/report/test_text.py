@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,10 @@ def resolve(store: Store, name: str) -> Artifact:
 
 def test_ls(store: Store):
     made = store.costs()[resolve(store, "sft").digest]["finished"]
+    for stage in ("ppo", "pretrain", "reward"):
+        os.utime(
+            store.manifest_path(resolve(store, stage).digest), (1795245900,) * 2
+        )  # date -d "2026-11-21 07:25 UTC" +%s
     expected = [["NAME", "KIND", "STAGE", "DIGEST", "SIZE", "CREATED", "(UTC)"]]
     for stage, kind, size in (
         ("ppo", "adapter", "2.0 KiB"),
@@ -71,7 +76,7 @@ def test_ls(store: Store):
         ("reward", "reward", "2.0 KiB"),
         ("sft", "adapter", "2.0 KiB"),
     ):
-        created = [made[:10], made[11:16]] if stage == "sft" else []
+        created = [made[:10], made[11:16]] if stage == "sft" else ["by", "2026-11-21", "07:25"]  # when it came
         expected.append([f"q/{stage}", kind, stage, resolve(store, stage).short, *size.split(), *created])
     assert [line.split() for line in ls_table(store).splitlines()] == expected
     assert ls_table(Store("/nonexistent")) == "/nonexistent holds no named artifact yet."

@@ -181,7 +181,10 @@ def test_which_version(pipeline: Pipeline) -> None:
 def test_a_name_of_something_else(pipeline: Pipeline) -> None:
     pipeline.store.tag("tiny/dpo", "tiny/sft")
     said = plan(align.dpo.STAGE, settings(pipeline, "dpo", beta=0.3), pipeline.store)
-    assert said == f"tiny/dpo: run, its name stands for what sft made, {pipeline.made['sft'].short}"
+    assert (
+        said
+        == f"tiny/dpo: run, its name stands for what sft made, {pipeline.made['sft'].short}, and moves to the new one"
+    )
     assert plan(align.dpo.STAGE, settings(pipeline, "dpo"), pipeline.store).startswith("tiny/dpo: skip, ")
 
 

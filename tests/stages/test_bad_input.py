@@ -22,7 +22,7 @@ from align.data.records import Message, Prompt
 from align.ground.errors import AlignError, InputError
 from align.pipeline import load
 from align.recipe import Adapter
-from align.stage import layout, reading
+from align.stage import layout, question, reading
 from align.stage.question import prepare
 from align.stage.workbench import Workbench
 from align.store import Store, live_runs
@@ -55,6 +55,16 @@ def refused(place: Pipeline, stage: str, **changes: Any) -> str:
     assert error.value.exit_code == 2
     assert live_runs(place.store) == [], "what was refused is no run that was stopped"
     return str(error.value)
+
+
+def test_files_are_looked_for_before_the_base_is_read(place: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large base takes seconds. Negative control: with its files there, it is read."""
+    monkeypatch.setattr(question, "base_of", lambda *_: pytest.fail("the base was read"))
+    assert "data: there is no file " in refused(
+        place, "sft", parent=None, base=align.recipe.Base(model="b"), data="gone.jsonl"
+    )
+    with pytest.raises(pytest.fail.Exception, match="the base was read"):
+        run(place, "sft")
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from align import evaluate, evaluation, measures, merge, models
+from align import evaluate, evaluation, measures, merge, models, sft
+from align import pipeline as pipelines
 from align.data.records import Message, Prompt
 from align.evaluation import columns
 from align.ground.errors import AlignError, InputError
@@ -481,6 +483,36 @@ def test_a_note_says_how_prompts_were_answered_where_any_were(pipeline: Pipeline
     said = f"4 prompts, {asked.n} answer{'s' * (asked.n > 1)} each at temperature 1"
     assert evaluation.written.note(4, asked, True, []) == f"{said}; 95 % intervals over prompts."
     assert evaluation.written.note(4, asked, False, more) == f"{said}. {more[0]}."
+
+
+def test_the_base_is_measured_anyway(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Who names it is told so, on the command line and in a recipe. Negative control: another name."""
+    anyway = "the base of what is compared is measured anyway (include_base). Leave it out."
+    with pytest.raises(InputError) as error:
+        evaluate.run(config(pipeline, tmp_path, compare=["base", "tiny/sft"]), pipeline.store)
+    assert str(error.value) == f"compare: base is no artifact; {anyway}"
+    path = tmp_path / "r.yaml"
+    for name, said in {"base": f": base is no stage; {anyway}", "bas": ": bas is not an earlier stage of this"}.items():
+        stages = f"sft: {{data: d.jsonl}}, evaluate: {{compare: [{name}, sft], texts: d.jsonl}}"
+        path.write_text(f"base: b\nstages: {{{stages}}}")
+        with pytest.raises(InputError) as error:
+            pipelines.load(path)
+        assert f"stages.evaluate.compare{said}" in str(error.value)
+
+
+def test_files_of_a_mixture_are_told_apart_in_a_report(pipeline: Pipeline, tmp_path: Path) -> None:
+    """By the digests of their content, with what is set of each; a setting that has to be set has no default. Truth:
+    sha256 of the files."""
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file in files:
+        write_rows(file, [{"prompt": f"{file.stem} {i}?", "completion": "Yes."} for i in range(4)])
+    mixture = [{"file": str(files[0]), "limit": 3}, {"file": str(files[1])}]
+    few: dict[str, Any] = {"max_steps": 1, "precision": "fp32", "threads": 1, "eval_fraction": 0.0}
+    asked = sft.Config.model_validate({"parent": "tiny/sft", "data": mixture, **few})
+    made = sft.run(asked, pipeline.store)
+    (data,) = [held for held in evaluation.written.settings_of(pipeline.store, made) if held.name == "data"]
+    one, two = (sha256(file.read_bytes()).hexdigest()[:12] for file in files)
+    assert (data.value, data.default) == (f"{one} {{limit: 3}}, {two}", "none")
 
 
 def test_what_it_is_compared_against(pipeline: Pipeline, tmp_path: Path) -> None:

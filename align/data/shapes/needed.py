@@ -57,7 +57,7 @@ MAPPINGS: tuple[tuple[set[str], str], ...] = (
         for name in ("response_", "response", "output_", "answer_")
         for one, two in (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"))
     ),
-    ({"text"}, "Rows of plain text are for pretrain (`learn: all`)."),
+    ({"text"}, "Rows of plain text are for pretrain, with `learn` as it is by default."),
 )
 """Shapes that are no rows of ours, by keys that tell them, and how to map them."""
 
