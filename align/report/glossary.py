@@ -124,9 +124,9 @@ def legend(report: summary.Report) -> str:
         columns = ", ".join(report.baselines)
         text.append(f"The last rows are no models: their answers stand in columns of the data file ({columns})")
     scored = "the mean score that the first judge gives the answers" if judged else "what says which stage is better"
-    text.append(
-        f"{summary.label(report.headline)} is {scored}; {'lower' if report.lower_is_better else 'higher'} is better"
-    )
+    if report.headline in found:
+        better = f"{'lower' if report.lower_is_better else 'higher'} is better"
+        text.append(f"{summary.label(report.headline)} is {scored}; {better}")
     if summary.win_rate(report) in found:
         won = summary.label(summary.win_rate(report))
         text.append(f"{won} says on how many prompts a row's answer scores above {reference}'s, ties half: 50% is even")
@@ -140,7 +140,8 @@ def marks(report: summary.Report) -> str:
     """What lines and whiskers in the page's pictures are; empty where there are none."""
     measures = summary.measures(report)
     scored = summary.estimate(report, report.reference, report.headline) is not None
-    lines = [f"{report.reference}’s score"] if scored else []
+    what = "score" if report.headline in report.judged else summary.label(report.headline)
+    lines = [f"{report.reference}’s {what}"] if scored else []
     lines += ["even odds"] if summary.win_rate(report) in measures else []
     pictured = [measure for measure in measures if summary.is_main(report, measure)]
     text = [f"{'Dashed lines mark' if len(lines) > 1 else 'The dashed line marks'} {' and '.join(lines)}"] * bool(lines)

@@ -457,9 +457,13 @@ def test_of_texts_alone_nothing_is_said_of_answers_intervals_or_odds():
     report = Report("ev", ["base", "sft", "ppo"], flat(**whole), headline="loss", lower_is_better=True)
     assert summary.verdict(report) == "Best by held-out loss: ppo 1.30; sft has 2.10; base has 2.66."
     page, text = html(report), table(report)
-    assert "The dashed line marks sft’s score." in page and glossary.marks(Report("ev", [], {})) == ""
+    assert "The dashed line marks sft’s held-out loss." in page and glossary.marks(Report("ev", [], {})) == ""
     for word in ("95 %", "whiskers", "even odds", "overlap", "prompt", "answers"):
         assert word not in text and word not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL), word
+    answered = replace(report, metrics={"sft/kl": 0.0, "ppo/kl": 0.1})
+    noted = [html(replace(of, note="4 prompts.")) for of in (answered, report)]
+    assert [page.count("4 prompts.") for page in noted] == [1, 1]
+    assert "loss" not in table(answered) and "KL is how far answers have moved" in table(answered)
     both = "Dashed lines mark sft’s score and even odds; whiskers are 95 % intervals."
     assert both in html(REPORT) and "95 % is where" in table(REPORT)
 
