@@ -17,21 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from align.ground import ranks
+from align.ground import leaving, ranks
 from align.ground.errors import AlignError, InputError, Stopped
-from align.ground.leaving import (
-    Unwritable,
-    arriving,
-    deaf,
-    end_unheard,
-    first_says_it,
-    flush_stdout,
-    hear,
-    open_all,
-    reader_is_gone,
-    to_nowhere,
-    wait_for_none,
-)
 from align.ground.paths import check_words
 
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -65,12 +52,12 @@ class Printable:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with SCREEN.lock, arriving(self.stream):  # no line is drawn between the two
+        with SCREEN.lock, leaving.arriving(self.stream):  # no line is drawn between the two
             SCREEN.wipe()
             return self.stream.write(printable(text))
 
     def flush(self) -> None:
-        with SCREEN.lock, arriving(self.stream):
+        with SCREEN.lock, leaving.arriving(self.stream):
             SCREEN.wipe()
             self.stream.flush()
 
@@ -100,7 +87,7 @@ def print_result(text: str, done: str) -> None:
     """Print what a command made, which stays made where that cannot be written: stderr then says what is `done`."""
     try:
         print(text, flush=True)
-    except Unwritable as error:
+    except leaving.Unwritable as error:
         say(f"{error} {done}")
 
 
@@ -167,7 +154,7 @@ def on_stderr(text: str, end: str = "\n", *, redraw: bool = False) -> None:
         try:
             print(before + printable(text), end=end, file=_unguarded(sys.stderr), flush=True)
         except OSError:  # a pipe or a terminal that is closed
-            to_nowhere(sys.stderr)
+            leaving.to_nowhere(sys.stderr)
         finally:
             SCREEN.speaking = False
 
@@ -196,10 +183,10 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
     SIGTERM and SIGHUP (a terminal that is closed) end it as Ctrl-C does, so that what is unfinished is removed. What
     prints ends where nobody reads stdout any more. Nothing that is printed can command a terminal.
     """
-    open_all()
-    hear()
+    leaving.open_all()
+    leaving.hear()
     if ranks.world() > 1:
-        end_unheard(Stopped.exit_code, lambda: say(stopped))
+        leaving.end_unheard(Stopped.exit_code, lambda: say(stopped))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for the lines of a tree
@@ -211,23 +198,23 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             body()
             sys.stdout.flush()
     except AlignError as error:
-        flush_stdout()
-        if not (isinstance(error, InputError) and first_says_it()):
+        leaving.flush_stdout()
+        if not (isinstance(error, InputError) and leaving.first_says_it()):
             tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
             tell(_laid_out(str(error)))
         code = error.exit_code
     except KeyboardInterrupt:
-        deaf()  # up to the end: Python's own exit would answer them otherwise
+        leaving.deaf()  # up to the end: Python's own exit would answer them otherwise
         say(stopped)
         code = Stopped.exit_code
     except Exception as error:
         # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
-        if not (isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout)):
+        if not (isinstance(error, BrokenPipeError) and leaving.reader_is_gone(sys.stdout)):
             on_stderr(_told(error))
             code = InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
-    flush_stdout()
+    leaving.flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
-    wait_for_none(code, say)
+    leaving.wait_for_none(code, say)
     gc.freeze()  # Python's end would look through all that torch and tokenizers hold, for a second and more
     if code:
         sys.exit(code)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align.ground import terminal
+from align.ground import leaving, terminal
 from align.ground.errors import Stopped
 from tests.conftest import ROOT
 
@@ -204,7 +204,7 @@ def test_bad_input_is_told_by_the_first_of_several_processes(monkeypatch: pytest
         found[rank] = (process.communicate(timeout=60)[1], process.returncode)
     assert found == {"0": ("no row\n", 2), "1": ("", 2)}
     monkeypatch.setenv("RANK", "1")
-    assert not terminal.first_says_it(0.01)
+    assert not leaving.first_says_it(0.01)
 
 
 def test_articles():
