@@ -3,7 +3,7 @@ at."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ def over_ranks(measured: Mapping[str, Sequence[Number]], device: torch.device) -
     if rank_and_world()[1] > 1:
         torch.distributed.all_reduce(table)
     return dict(zip(names, table.tolist(), strict=True))
+
+
+def together(tallies: Iterable[Mapping[str, Sequence[Number]]]) -> Tally:
+    """Several added up."""
+    found: Tally = {}
+    for tally in tallies:
+        add(found, tally)
+    return found
 
 
 def means(tally: Mapping[str, Sequence[Number]]) -> dict[str, float]:

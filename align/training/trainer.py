@@ -38,7 +38,7 @@ from align.training.plan import Plan
 from align.training.processes import average_gradients, barrier, meeting, rank_and_world, share_first
 from align.training.step_module import LossFunction, StepModule
 from align.training.steps import OptimizerStep, StepSource
-from align.training.tally import Number, Tally, add, means, over_ranks
+from align.training.tally import Number, Tally, add, means, over_ranks, together
 from align.training.telling import trackers
 from align.training.telling.progress import ProgressLine
 from align.training.telling.reporter import Reporter
@@ -169,16 +169,16 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of what the losses measured since the last log, over all ranks; at the last step, whose line is
         the run's figure, of `logging_steps` steps, however few of them are new."""
-        step = self.state.global_step
-        if is_row := "loss" in logs:  # neither held-out figures nor the summary
-            found: Tally = {}
-            for of_step in self.sums if step == self.state.max_steps else self.sums[self.logged - step :]:
-                add(found, of_step)
+        step, per_epoch = self.state.global_step, getattr(self.source, "per_epoch", None)
+        self.state.epoch = None  # type: ignore[assignment]  # theirs is the run's, and beside the summary too
+        if "loss" in logs:  # neither held-out figures nor the summary
+            new = self.sums if step == self.state.max_steps else self.sums[self.logged - step :]
             self.logged = step
-            logs.update(means(found) | self.source.metrics() | self.allocating.figures())
+            logs.update(means(together(new)) | self.source.metrics() | self.allocating.figures())
+            self.note(logs, always=step == self.state.max_steps)
+            if per_epoch:
+                self.state.epoch = step / per_epoch
         super().log({name: value for name, value in logs.items() if name not in trackers.NOT_MEASURED}, start_time)
-        if is_row:
-            self.note({k: v for k, v in logs.items() if k != "epoch"}, always=step == self.state.max_steps)
 
     def note(self, figures: Mapping[str, float], *, always: bool) -> None:
         """Put figures into the history, in a row a step, and tell who looks on, `always` or where it is time to."""
