@@ -55,7 +55,8 @@ LAUGHS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in ra
 def test_a_home_that_is_none(tmp_path: Path):
     """`~no-such-user/x` names no home; it is a path as any other, and what is there is looked at before it is used."""
     path = tmp_path / "recipe.yaml"
-    path.write_text("stages: {sft: {base: ~no-such-user/base, data: ~no-such-user/x.jsonl}}\n")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    path.write_text("stages: {sft: {base: ~no-such-user/base, data: x.jsonl}}\n")
     recipe = pipeline.load(path)
     with pytest.raises(InputError, match=r"there is no folder .*/~no-such-user/base"):
         pipeline.run(recipe, Store(tmp_path / "store"))

@@ -16,10 +16,13 @@ from transformers import get_scheduler
 from align import reward, sft
 from align.ground.errors import AlignError, InputError
 from align.losses import loss
+from align.store import News
 from align.training.arguments import arguments
 from align.training.checks.reach import Reach, Start
 from align.training.plan import Plan
 from align.training.step_module import StepModule
+from align.training.telling.progress import ProgressLine
+from align.training.telling.reporter import Reporter
 from align.training.trainer import StageTrainer, fit
 from tests.models.models import make_roles, settings
 from tests.training.test_invariants import pairs
@@ -67,7 +70,8 @@ def trainer(optimizer: torch.optim.Optimizer, config: Any, steps: int, folder: P
     args = arguments(config, steps, folder, "run", False)
     source = Plan(pairs(2), batch_size=2, epochs=1, max_steps=steps, tokens_per_microbatch=64, seed=0)
     module = StepModule(make_roles(), sft.loss, torch.float64)
-    return StageTrainer(module, args, source, optimizer=optimizer, resume_from=None, callbacks=[])
+    reporter = Reporter(News(folder), ProgressLine("run", (), source.period))
+    return StageTrainer(module, args, source, optimizer=optimizer, resume_from=None, callbacks=[], reporter=reporter)
 
 
 @pytest.mark.parametrize("name", KWARGS)
