@@ -164,6 +164,8 @@ def show(args: argparse.Namespace) -> None:
         raise InputError("--mask takes the model that renders, --base MODEL, and --html goes with --mask.")
     kind, records = load(args, args.file)
     some = records[: args.rows]
+    if len(records) > len(some):
+        say(f"the first {len(some):,} of {len(records):,} records; --rows shows more")
     if not args.mask:
         import json
 

@@ -68,7 +68,7 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
     no other."""
     rows = ls_rows(store, size=size) if rows is None else rows
     if not rows:
-        return f"{store.path} holds no named artifact yet."
+        return f"{store.path} holds no named artifact."
     last = ["SIZE", "ALONE", "SHARED"] if size else ["SIZE", "CREATED (UTC)"]
     lines = [["NAME", "KIND", "STAGE", "DIGEST", *last]]
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,10 @@ def test_what_counts_is_marked(rows: str, capsys: pytest.CaptureFixture[str]) ->
 
     said = ["data", "show", rows, "--columns.prompt", "ask", "--mask", "--base", TINY, "--rows", "1"]
     dispatch(said)
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert re.search(r"the first 1 of \d+ records; --rows shows more\n", told)
+    dispatch([*said[:-1], "1000"])
+    assert "--rows shows more" not in capsys.readouterr().err, "the control"
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     assert "«" in shown and shown.index("«") < shown.index("0.") < shown.index("»")
     if tokenizer.chat_template:

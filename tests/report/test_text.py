@@ -79,7 +79,7 @@ def test_ls(store: Store):
         created = [made[:10], made[11:16]] if stage == "sft" else ["by", "2026-11-21", "07:25"]  # when it came
         expected.append([f"q/{stage}", kind, stage, resolve(store, stage).short, *size.split(), *created])
     assert [line.split() for line in ls_table(store).splitlines()] == expected
-    assert ls_table(Store("/nonexistent")) == "/nonexistent holds no named artifact yet."
+    assert ls_table(Store("/nonexistent")) == "/nonexistent holds no named artifact."
 
 
 def test_ls_names_the_damaged_and_lists_the_rest(store: Store):

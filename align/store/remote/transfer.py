@@ -67,7 +67,7 @@ def push(store: Local, url: str | Path, names: Sequence[str] = (), *, force: boo
     # one that is named and damaged is told of where it is resolved
     known = store.sound_refs() if names else store.refs()
     if not known and not names:
-        raise InputError(f"{store.path} holds no named artifact yet; there is nothing to push.")
+        raise InputError(f"{store.path} holds no named artifact; there is nothing to push.")
     refs = {name: store.resolve(name).digest for name in names or known if name in known}
     roots = [*refs.values(), *(store.resolve(name).digest for name in names if name not in known)]
     artifacts = family(store.resolve, roots)
