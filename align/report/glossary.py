@@ -111,13 +111,18 @@ def explained(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, meaning) for name, meaning in MEANINGS.items() if name in known]
 
 
+FEW = 5
+"""Stages that the legend names."""
+
+
 def legend(report: summary.Report) -> str:
     """What rows and columns of the summary are, for who reads one for the first time; empty where there are none."""
     found = summary.measures(report)
     if not found:
         return ""
     judged, reference = report.headline in report.judged, report.reference
-    text = [f"How to read this: a row is a stage ({', '.join(report.stages)})"]
+    named = f" ({', '.join(report.stages)})" if len(report.stages) <= FEW else ""
+    text = [f"How to read this: a row is a stage{named}"]
     if "base" in report.stages:
         text[0] += "; base is the model before all training"
     if report.baselines:

@@ -55,18 +55,19 @@ def seen(
     own: Mapping[str, Collection[str]],
 ) -> tuple[int, list[str]]:
     """How many of the records have a prompt that `artifacts`, or what they were made from, was trained on, and what is
-    to be said of it: a line for each that was, and for each that does not say. `own`: openings of more that is trained
-    on, by the name of what trains."""
+    to be said of it: a line for those that were on equally many, and for each that does not say. `own`: openings of
+    more that is trained on, by the name of what trains."""
     asked_of = [*openings(records)]
     asked, found = set(asked_of), set[int]()
-    lines = []
+    by: dict[int, list[str]] = {}
     nodes = lineage_of(store, artifacts) if records else []
     noted = [(store.label(node), _noted(store, node, asked)) for node in nodes if FILE in node.files]
     for name, known in [*noted, *own.items()]:
         of_one = {i for i, o in enumerate(asked_of) if o in known}
         if of_one:
-            lines.append(f"{len(of_one):,} of {len(records):,} {what} were trained on by {name}")
+            by.setdefault(len(of_one), []).append(name)
             found |= of_one
+    lines = [f"{n:,} of {len(records):,} {what} were trained on by {', '.join(names)}" for n, names in by.items()]
     silent = [store.label(node) for node in nodes if FILE not in node.files and _learns_from(node) != "nothing"]
     for name in silent:
         lines.append(f"{name} does not say which prompts it was trained on; some may be among these {what}")

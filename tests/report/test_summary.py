@@ -506,6 +506,8 @@ def test_legend_explains_rows_and_columns():
     in_terminal = " ".join(table(REPORT).split())
     assert text in Page(html(REPORT)).text and f"{text} {glossary.others(REPORT)} {REPORT.note}" in in_terminal
     assert "base" not in glossary.legend(replace(REPORT, stages=["sft", "ppo"]))
+    many = replace(REPORT, stages=[*REPORT.stages, "a", "b", "c"])
+    assert glossary.legend(many).startswith("How to read this: a row is a stage; base is the model")
 
 
 def test_what_stands_beside_the_headline_is_explained():

@@ -21,6 +21,7 @@ from align.rl import setup
 from align.rl.reward_gate import check_rewards
 from align.stage import reading
 from align.stage.question import prepare
+from align.stage.trained_on import seen
 from align.stage.workbench import Workbench
 from align.store import Artifact
 from tests.conftest import Pipeline, set_in_recipe, write_rows
@@ -184,6 +185,9 @@ def test_what_supervised_stages_trained_on_is_told(
     table = " ".join(table.split())  # its notes are wrapped
     assert all(line in table and line in said for line in lines) and len(asked & every) > 1
     assert found.metrics["trained_on/data"] == len(asked & every) and found.metrics["trained_on/texts"] == len(every)
+
+    _, told = seen(pipeline.store, [], [*read_prompts(file)], "prompts", {"a": asked, "b": asked, "c": {*[*asked][:1]}})
+    assert told == ["9 of 9 prompts were trained on by a, b", "1 of 9 prompts were trained on by c"]
 
     others = write_rows(tmp_path / "others.jsonl", [{"prompt": "Hi?"}])
     clean = evaluate.run(measured(pipeline, "tiny/every", data=others), pipeline.store)
