@@ -111,13 +111,13 @@ def settled(question: Question) -> Question:
 
 def as_run(question: Question) -> Question:
     """The question as a run comes to ask it, where that finds something in the store: what `auto` turns out to be takes
-    libraries to know, which are loaded only where one of its precisions was asked for, or stopped on its way."""
-    if question.settings.get("precision") == "auto" and any(
-        question.store.asked(other.key) or checkpoint(other.key, question.store)
-        for other in (_in(question, precision) for precision in PRECISIONS)
-    ):
-        return settled(question)
-    return question
+    libraries to know, which are loaded only where `auto` itself was not answered yet, but one of its precisions was, or
+    stopped on its way."""
+    store = question.store
+    if question.settings.get("precision") != "auto" or store.asked(question.key):
+        return question
+    keys = [_in(question, precision).key for precision in PRECISIONS]
+    return settled(question) if any(store.asked(key) or checkpoint(key, store) for key in keys) else question
 
 
 def _in(question: Question, precision: str) -> Question:

@@ -11,8 +11,8 @@ import pytest
 
 import align
 from align import pairs, ppo, sft
-from align.models.precision import name_of, resolve_precision
-from align.stage import catalogue
+from align.models.precision import explain_precision, name_of, resolve_precision
+from align.stage import catalogue, layout
 from align.stage.ahead import dry_run as stages
 from align.store import Store
 from align.training.trainer import StageTrainer
@@ -225,3 +225,17 @@ def test_what_auto_turns_out_to_be_is_there(pipeline: Pipeline) -> None:
     assert plan(sft.STAGE, auto, pipeline.store) == f"tiny/sft: skip, {made.short} is there"
     other = settings(pipeline, "sft", max_steps=1, precision="bf16" if here == "fp32" else "fp32")
     assert plan(sft.STAGE, other, pipeline.store).startswith("tiny/sft: run, ")
+
+
+def test_what_auto_was_answered_is_found_without_libraries(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once `auto` itself was asked for, nobody asks again what it turns out to be, for which torch is loaded. Negative
+    control: where only its precision was asked for by name, it is asked."""
+    asked: list[Any] = []
+    monkeypatch.setattr(layout, "computes_in", lambda *given: asked.append(given) or explain_precision(given[1]))
+    here = name_of(resolve_precision("auto"))
+    run(pipeline, "sft", max_steps=1, precision=here)
+    auto = settings(pipeline, "sft", max_steps=1, precision="auto")
+    assert ": skip, " in plan(sft.STAGE, auto, pipeline.store) and asked
+    run(pipeline, "sft", max_steps=1, precision="auto")
+    asked.clear()
+    assert ": skip, " in plan(sft.STAGE, auto, pipeline.store) and not asked
