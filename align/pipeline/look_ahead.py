@@ -81,10 +81,10 @@ def _look_at_files(
     Returns: what is there already, by the stage.
     Raises: InputError for all that is missing, does not fit, or holds a row that cannot be used.
     """
+    made = dict(made)
     found: dict[str, Artifact] = {}
     wrong: dict[str, InputError] = {}
     for name in names:
-        made = {**made, **found}
         entry, config = recipe.stages[name], bound(recipe, name, made)
         stage = stage_of(entry.kind)
         try:
@@ -93,7 +93,7 @@ def _look_at_files(
             else:
                 question = as_run(prepare(stage, config, expected))
                 if done := store.asked(question.key):
-                    found[name] = store.made[f"{recipe.name}/{name}"] = done
+                    made[name] = found[name] = store.made[f"{recipe.name}/{name}"] = done
                     expected.know(question.base)
                     continue
             # a function asks more of rows than their shape, which is right to ask once its inputs are known to fit

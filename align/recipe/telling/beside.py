@@ -18,11 +18,8 @@ def keyed(setting: str) -> str:
 def hint(key: str, configs: Iterable[type[StageConfig]]) -> str | None:
     """`elsewhere.hint` on what is set for several stages: of those that train, before what it is of others."""
     every = [*configs]
-    train = [config for config in every if "learning_rate" in config.model_fields]
-    has = next(
-        (has for has in (partial(_has, train), partial(_has, every)) if elsewhere.ours(key, has)), partial(_has, every)
-    )
-    return elsewhere.hint(key, has, keyed)
+    train = partial(_has, [config for config in every if "learning_rate" in config.model_fields])
+    return elsewhere.hint(key, train if elsewhere.ours(key, train) else partial(_has, every), keyed)
 
 
 def _has(configs: Iterable[type[StageConfig]], setting: str) -> bool:
@@ -46,6 +43,5 @@ def without_stages(
         ]
         found += wrong
         right += [] if wrong else [key]
-    return found, f" Right beside it as it is, for all stages: {', '.join(right)}." if right and {
-        *values
-    } - known else ""
+    is_of_others = bool(values.keys() - known)
+    return found, f" Right beside it as it is, for all stages: {', '.join(right)}." if right and is_of_others else ""

@@ -205,13 +205,17 @@ def problems(
         return []
     except ValidationError as error:
         details = error.errors(include_url=False)
+
+    def spell(ours: str) -> str:
+        return name(tuple(ours.split(".")))
+
     out: dict[tuple[Path, str], None] = {}
     for detail in details:
         path, group, field, value = _locate(config, given, detail["loc"])
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             guess = nearest(path[-1], group.model_fields)
             remedy = f"did you mean {guess}?" if guess else f"it has {', '.join(group.model_fields)}."
-            has, spell = partial(holds, config), lambda ours: name(tuple(ours.split(".")))
+            has = partial(holds, config)
             own = getattr(config, "strangers", {}).get(path[-1]) if len(path) == 1 else None
             theirs = own or elsewhere.hint(path[-1], has, spell, detail["input"])
             remedy = theirs or remedy
@@ -241,7 +245,7 @@ def problems(
             hint = f" Did you mean {name((*path[:-1], other))}, which takes it?" if other else ""
             most = detail.get("ctx", {}).get("le", 0)
             limit = f", at most {most:,.10g}" if most >= FAR else ""
-            hint = hint or written_out(field, path[-1], value, spell=lambda ours: name(tuple(ours.split("."))))
+            hint = hint or written_out(field, path[-1], value, spell)
             hint = hint or nearly(field, detail["input"]) or named(field, name(path), value)
             text = f"{name(path)}: expected {expected(field)}{limit}, found {wrong}.{hint}"
         else:
