@@ -92,10 +92,8 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
 
 def _created(store: Store, row: Row) -> str:
     """When it was made; of what was made elsewhere by when it was, which is when it came here."""
-    if row["finished"]:
-        return time_text(row["finished"]).removesuffix(" UTC")
-    came = datetime.fromtimestamp(store.manifest_path(row["digest"]).stat().st_mtime, UTC)
-    return f"by {time_text(came.isoformat())}".removesuffix(" UTC")
+    came = datetime.fromtimestamp(store.manifest_path(row["digest"]).stat().st_mtime, UTC).isoformat()
+    return (time_text(row["finished"]) if row["finished"] else f"by {time_text(came)}").removesuffix(" UTC")
 
 
 def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
