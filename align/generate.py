@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from align.data.formats import read_kept_prompts
 from align.ground import ranks
@@ -45,6 +45,8 @@ from align.store import Store
 
 class Config(Sampling, TextStage, RowSettings):
     """Generation"""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"name"})
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to sample from: a name, a digest, or its beginning. Or give base."""

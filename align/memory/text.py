@@ -158,7 +158,7 @@ def _words(settings: dict[str, object]) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
 
 
-def as_json(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> Json:
+def as_json(plans: Mapping[str, MemoryPlan | str], asked: Inquiry) -> dict[str, Json]:
     """The plans for programs, in bytes, with every part of every phase."""
     out: dict[str, Json] = {}
     for name, planned in plans.items():
@@ -172,4 +172,4 @@ def as_json(plans: dict[str, MemoryPlan | str], asked: Inquiry) -> Json:
                 {"settings": c.settings, "peak": c.plan.peak.bytes} for c in proposals(planned.work, asked.budget)
             ]
             out[name] |= {"fits": fits(planned, asked.budget), "proposals": choices}
-    return {"device": asked.device, "budget": asked.budget, "stages": out}
+    return out

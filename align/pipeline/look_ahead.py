@@ -163,7 +163,7 @@ def _ahead(
     config = bound(recipe, name, made)
     try:
         question = as_run(prepare(stage, config, expected))
-        config.check_parents(question.parents)
+        notes = config.check_parents(question.parents)
         reason = _why_waiting(recipe, name, question, made, store) if waiting else question.why
         looked = look(config, stage.reads(config), question.data, seen)
         rehearsed = rehearse(question, looked, expected.scratch / name)
@@ -172,7 +172,8 @@ def _ahead(
     parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
     expected.promise(title, makes, rehearsed)
-    return Step(name, title, config, None, reason, rehearsed.lines, looked)
+    said = [] if waiting else [f"{title}: {note}" for note in notes]  # of what is not there yet nothing is known
+    return Step(name, title, config, None, reason, [*said, *rehearsed.lines], looked)
 
 
 def memory_plans(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from align.pipeline.look_ahead import Step, look_ahead, memory_plans
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe
 from align.stage import why
+from align.stage.ahead.dry_run import for_programs, verdict
 from align.stage.catalogue import module_of
 from align.store import Artifact, Store
 
@@ -138,18 +138,12 @@ def _tell(
 def _tell_programs(
     recipe: Recipe, made: Mapping[str, Artifact], steps: Sequence[Step], store: Pinned, asked: memory.Inquiry
 ) -> None:
-    """Print the same as JSON: `--dry-run --json` of a stage, with a verdict for each."""
-    found = memory.as_json(memory_plans(recipe, steps, store, asked), asked)
-    planned = found["stages"] if isinstance(found["stages"], dict) else {}
-    stages: dict[str, Json] = {
+    """Print the same as JSON."""
+    taken: dict[str, Json] = {
         f"{recipe.name}/{name}": {"verdict": "taken", "digest": artifact.digest} for name, artifact in made.items()
     }
-    for step in steps:
-        if step.done:
-            stages[step.title] = {"verdict": "skip", "digest": step.done.digest}
-        else:
-            stages[step.title] = {"verdict": "run", "why": step.why, "memory": planned.get(step.title)}
-    print(json.dumps(found | {"stages": stages}, indent=2, sort_keys=True, ensure_ascii=False))
+    verdicts = taken | {step.title: verdict(step.done, step.why) for step in steps}
+    print(for_programs(verdicts, memory_plans(recipe, steps, store, asked), asked))
 
 
 def _looks(recipe: Recipe, steps: Sequence[Step]) -> list[str]:

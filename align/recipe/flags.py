@@ -25,7 +25,7 @@ from align.recipe.paths import relative_to
 from align.recipe.settings import Positional, StageConfig, Verbatim, markers
 from align.recipe.telling import elsewhere
 from align.recipe.telling import problems as words
-from align.recipe.telling.help import SWITCHES, help_text
+from align.recipe.telling.help import help_text, switches
 
 C = TypeVar("C", bound=StageConfig)
 VALUES = {"memory": "a size such as 24GiB", "device": "cpu or cuda", "split": "a split such as train"}
@@ -66,13 +66,14 @@ class _Command(Generic[C]):
         self.config = config
         self.prog = prog
         self.owner = prog.split()[-1].removeprefix("align.")
-        self.fields = dict(leaves(config))
+        unread = {"name"} & {*getattr(config, "unread", ())}  # of others that are unread their stage says why
+        self.fields = {path: field for path, field in leaves(config) if path[0] not in unread}
         self.flags = spellings(config, self.fields)
         self.values: dict[words.Path, object] = {}
         self.spelt: dict[words.Path, str] = {}  # by which name each was given
         self.switches: dict[str, str] = {}
         self.bare = [path for path, field in self.fields.items() if Positional in markers(field)]
-        self.splits = ("split",) if ("data",) in self.fields else ()
+        self.own = switches(config)
         self.strange: list[str] = []
         self.strays: list[str] = []
         self.found: list[str] = []
@@ -86,12 +87,13 @@ class _Command(Generic[C]):
                 continue
             name, equals, text = word[2:].partition("=")
             path = self.path_of(name)
-            if name in ("json", "dry-run", "dry_run"):
+            own = name.replace("_", "-")
+            if own in ("json", "dry-run") and own in self.own:
                 if equals and text not in ("true", "false"):
                     self.found.append(f"--{name}: expected true or false, found {words.found(text)}.")
-                self.switches[name.replace("_", "-")] = text or "true"
+                self.switches[own] = text or "true"
                 continue
-            if path is None and name not in ("config", "memory", "device", *self.splits):
+            if path is None and name not in self.own:
                 if not equals and words_left and not words_left[0].startswith("--"):
                     text = words_left.pop(0)
                 self.unknown(name, text)
@@ -196,7 +198,7 @@ class _Command(Generic[C]):
             hint = f" Did you mean --{other} {value}?" if other else ""
             text = f"--{name} holds several settings; give them one by one: {', '.join(inside)}.{hint}"
         else:
-            guess = words.nearest(plain, [*self.flags, *SWITCHES])
+            guess = words.nearest(plain, [*self.flags, *self.own])
             maps = guess in self.flags and words.only_maps(self.fields[self.flags[guess]])
             meant = f"{guess}.NAME {value}".rstrip() if maps else guess
             near = f"did you mean --{meant}?" if guess else f"see {self.prog} --help all."

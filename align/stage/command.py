@@ -13,7 +13,7 @@ from align.ground.progress import Work
 from align.ground.terminal import ANEW, GOES_ON, guarded, print_result, prose, say
 from align.recipe import StageConfig, TrainConfig, parse_flags
 from align.report.text import result_text
-from align.stage.ahead.dry_run import memory_plan, plan
+from align.stage.ahead.dry_run import for_programs, memory_plan, plan, verdict
 from align.stage.describe import C, Stage
 from align.store import Artifact, Store
 
@@ -31,7 +31,7 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
                 planned = plan(stage, parsed.config, store)
                 found = memory_plan(stage, parsed.config, store, asked, planned.looked)
             if parsed.json:
-                print(_json(memory.as_json(found, asked)))
+                print(for_programs({planned.title: verdict(planned.done, planned.why)}, found, asked))
             elif stage.footprint is None and asked.budget is None:  # no table of one row that holds nothing
                 with prose():
                     print(planned)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from align import chat, generate, grpo, ppo, pretrain, sft
 from align import dpo as dpo_stage
 from align import evaluate as evaluate_stage
-from align import grpo, ppo, pretrain, sft
 from align.evaluate import Config
 from align.ground.errors import InputError
 from align.recipe import Adapter, Base, Flags, parse_flags
@@ -91,6 +92,18 @@ def test_threads_are_no_more_than_a_machine_has() -> None:
 def test_switches() -> None:
     assert dpo(*NEEDED, "--dry-run").dry_run and dpo(*NEEDED, "--json").json
     assert not dpo(*NEEDED, "--dry-run").json
+
+
+@pytest.mark.parametrize("stage", [chat, generate])
+@pytest.mark.parametrize("flag", ["json", "memory", "device", "name"])
+def test_what_makes_no_artifact_has_no_flags_for_one(stage: ModuleType, flag: str) -> None:
+    """Controls: the same flag of a stage that makes one, and what both have."""
+    given, value = ["--base", "b"], [] if flag == "json" else ["24GiB"]
+    given += ["--data", "d"] if stage is generate else []
+    assert parse_flags(stage.Config, [*given, "--dry-run"], prog="align it").dry_run
+    with pytest.raises(InputError, match=f"^--{flag} is not a setting of it; see align it --help all.$"):
+        parse_flags(stage.Config, [*given, f"--{flag}", *value], prog="align it")
+    assert dpo(*NEEDED, f"--{flag}", *value)
 
 
 def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -399,6 +399,14 @@ def test_alone_it_prints_its_table(
     assert table in show_text(pipeline.store, "evaluate")
     assert json.loads(printed("--json"))["digest"] == made.digest
 
+    def becomes(*more: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(printed("--dry-run", "--json", *more))["stages"]["evaluate"]
+        return found
+
+    assert {k: v for k, v in becomes().items() if k != "memory"} == {"verdict": "skip", "digest": made.digest}
+    other = becomes("--seed", "9")
+    assert (other["verdict"], other["why"]) == ("run", "seed 0 -> 9") and "memory" in other
+
 
 def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
     """The second row has none: means are over the other three, and so are win rates. All None is an error."""

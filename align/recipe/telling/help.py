@@ -32,7 +32,7 @@ SWITCHES = {
     "nothing.",
     "memory": "SIZE    With --dry-run: a budget such as 24GiB to fit into, and what to change where a stage does not.",
     "device": "cpu|cuda    With --dry-run: plan the memory of that; without it, of what this machine has.",
-    "json": "Print the artifact's manifest as the result.",
+    "json": "Print the artifact's manifest as the result; with --dry-run, what would become of it, and its memory.",
     "help": "Show where to start; --help all explains every setting.",
 }
 START = (
@@ -232,10 +232,14 @@ def _all(config: type[StageConfig], doc: str) -> list[str]:
             name = ".NAME" if is_mapping(field) else ""
             out += _below(f"--{'.'.join(path)}{name}  {_takes(config, path, field)}", _meaning(config, path))
     out += ["", "The command itself", ""]
-    for name, text in SWITCHES.items():
-        if name != "split" or "data" in config.model_fields:
-            out += _below(f"--{name}", text)
-    return out
+    return out + [line for name in switches(config) for line in _below(f"--{name}", SWITCHES[name])]
+
+
+def switches(config: type[StageConfig]) -> list[str]:
+    """The command's own flags: what makes no artifact plans no memory and prints no manifest."""
+    away = ["memory", "device", "json"] * ("name" in getattr(config, "unread", ()))
+    away += ["split"] * ("data" not in config.model_fields)
+    return [name for name in SWITCHES if name not in away]
 
 
 def _wrapped(paragraph: str) -> list[str]:
