@@ -46,6 +46,7 @@ class Config(Sampling, TextStage):
     """Chat"""
 
     unread: ClassVar[frozenset[str]] = frozenset({"name"})
+    needs_one_of: ClassVar = {("base", "parent"): "neither artifact nor model is named, as in align chat my-sft."}
 
     parent: Annotated[Ref | None, Positional] = None
     """Artifact to talk to: a name, a digest, or its beginning; or a folder with a model, as base takes it."""
@@ -60,9 +61,7 @@ class Config(Sampling, TextStage):
 def ready(bench: Workbench, records: Mapping[str, Any]) -> None:
     """Raises: InputError for settings that are no text."""
     if not all(map(is_text, (bench.config.system or "", *bench.config.stop))):
-        raise InputError(
-            "system and stop: expected text in UTF-8, as the terminal sends it where its locale is one of UTF-8."
-        )
+        raise InputError("system and stop: expected text in UTF-8, as a terminal sends it where its locale says so.")
 
 
 STAGE = Stage(

@@ -94,6 +94,12 @@ def test_switches() -> None:
     assert not dpo(*NEEDED, "--dry-run").json
 
 
+def test_chat_alone_asks_whom() -> None:
+    assert problems(partial(parse_flags, chat.Config, prog="align chat"), []) == [
+        "neither artifact nor model is named, as in align chat my-sft."
+    ]
+
+
 @pytest.mark.parametrize("stage", [chat, generate])
 @pytest.mark.parametrize("flag", ["json", "memory", "device", "name"])
 def test_what_makes_no_artifact_has_no_flags_for_one(stage: ModuleType, flag: str) -> None:
