@@ -51,6 +51,7 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
     earlier, names = _cut(recipe, from_, until)
+    _check_laid_over(recipe, names)
     store = store or store_of(recipe)
     with Work(recipe.name), nullcontext() if dry_run else store.hold() as held:
         pinned = Pinned(store, held)
@@ -88,6 +89,18 @@ def _cut(recipe: Recipe, from_: str | None, until: str | None) -> tuple[list[str
     if last < first:
         raise InputError(f"--until {until} comes before --from {from_}; the order is {', '.join(stages)}.")
     return names[:first], names[first : last + 1]
+
+
+def _check_laid_over(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raises: InputError for what --set changes only in stages that are not among those that are asked for."""
+    asked = {recipe.stages[name].stage for name in names}
+    for path, text in recipe.document.laid_over().items():
+        takers = {*path[1:2]} if path[0] == "stages" else recipe.takers.of(path)
+        if takers and not takers & asked:
+            raise InputError(
+                f"{text}: it has no effect on what is asked for ({', '.join(sorted(asked))}), only on "
+                f"{', '.join(sorted(takers))}. Leave it out, or change --from or --until."
+            )
 
 
 def _known(names: Sequence[str], name: str, flag: str) -> None:

@@ -25,8 +25,11 @@ PLAINER = {
     "<document start>": "a second value begins here, as in a file of rows; expected one mapping of settings",
     "another document": "a second document begins here; expected one mapping of settings",
     "<block end>": "it is indented otherwise than what it stands below, or a ':' or '-' is missing",
+    "found character '\\t'": "a tab stands here; write blanks in its place",
 }
 """What ruamel says with names of its parser -> that for people."""
+NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""What a key may be: text, and << of a merge."""
 KEYS_LIMIT = 20_000
 """Keys and list items of a recipe whose aliases are written out."""
 
@@ -47,9 +50,14 @@ class Document:
     def origin(self, stage: str, path: words.Path) -> words.Path:
         """Where a setting of a stage is written: with the stage, or among the defaults."""
         own = ("stages", stage, *path)
-        is_own = any(own[: 2 + n] in self.lines for n in range(1, len(path) + 1))
-        is_default = bool(path) and path[:1] in self.lines and not is_own
-        return path if is_default else own
+        depth = range(len(path), 0, -1)
+        in_stage = next((n for n in depth if own[: 2 + n] in self.lines), 0)
+        beside = next((n for n in depth if path[:n] in self.lines), 0)
+        return path if beside > in_stage else own
+
+    def laid_over(self) -> dict[words.Path, str]:
+        """What --set wrote last, by where it stands."""
+        return {path: text for path, text in self.lines.items() if text.startswith("--set")}
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -127,6 +135,9 @@ def lay_over(document: Document, text: str, *, swept: bool = False) -> None:
         parsed = YAML(typ="safe", pure=True).load(f"[{value}]" if swept else value)
     if swept:
         parsed = {KEY: parsed} if len(parsed) > 1 else next(iter(parsed), None)  # nothing is null, as in YAML
+    for path, before in document.laid_over().items():
+        if path == keys:
+            raise InputError(f"{before} and --set {text}: {key} is given twice; give it once.")
     at = document.values
     for i, part in enumerate(keys[:-1]):
         inner = at.get(part)
@@ -160,6 +171,11 @@ def _note_lines(node: Node | None, path: words.Path, lines: dict[words.Path, str
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
                 raise InputError(f"{file}:{key.start_mark.line + 1}: a key is a list or a mapping; expected a name.")
+            if key.tag not in NAMES:
+                shown = words.found(YAML(typ="safe", pure=True).load(key.value))
+                raise InputError(
+                    f"{file}:{key.start_mark.line + 1}: a key is {shown}; expected a name, in quotes if need be."
+                )
             lines[*path, key.value] = f"{file}:{key.start_mark.line + 1}"
             _note_lines(value, (*path, key.value), lines, file)
     elif isinstance(node, SequenceNode):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from align.ground.json import Json
 from align.recipe.document import Document
 from align.recipe.mixture import handed
 from align.recipe.settings import Settings, StageConfig, files_of
+from align.recipe.sweep import KEY
 from align.recipe.telling import problems as words
+
+DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,52 @@ class Entry:
         )
 
 
+class Takers:
+    """Which stages take each setting that stands beside `stages`."""
+
+    def __init__(self, defaults: Json) -> None:
+        self.paths = [*_written(defaults)]
+        self.stages: dict[words.Path, dict[str, str]] = {path: {} for path in self.paths}
+        """By path and stage why it has no effect there; empty where it has."""
+
+    def note(self, stage: str, settings: StageConfig, defaults: Json, own: Json) -> None:
+        """A run of a stage that is as its `settings` say; one run that a setting has an effect on is enough."""
+        why = settings.without_effect(None)
+        for path in self.paths:
+            if reaches(path, type(settings), defaults, own):
+                ends = (".".join(path[:n]) for n in range(1, len(path) + 1))
+                idle = next((why[end] for end in ends if end in why), "")
+                self.stages[path][stage] = self.stages[path].get(stage, idle) and idle
+
+    def of(self, path: words.Path) -> set[str]:
+        """The stages that take what is written at `path`, a setting or a group."""
+        below = [stages for at, stages in self.stages.items() if at[: len(path)] == path]
+        return {stage for stages in below for stage, why in stages.items() if not why}
+
+    def untaken(self) -> Iterator[tuple[words.Path, str]]:
+        """What no stage takes, and a sentence on why."""
+        for path, stages in self.stages.items():
+            name = ".".join(path)
+            if stages and all(stages.values()):
+                yield path, f"{name} has no effect in any stage: {next(iter(stages.values()))}"
+            elif not stages and path[0] == "base":
+                yield (
+                    path,
+                    f"{name}: no stage takes it, as each has a parent, which says which base it is on. Remove it.",
+                )
+            elif not stages:
+                yield path, f"{name}: no stage takes it, as each that has it sets its own. Remove it, or set it there."
+
+
+def _written(defaults: Json, at: words.Path = ()) -> Iterator[words.Path]:
+    """Where settings are written, those of a group one by one; a sweep is one."""
+    for key, value in defaults.items():
+        if isinstance(value, dict) and value and KEY not in value:
+            yield from _written(value, (*at, str(key)))
+        else:
+            yield (*at, str(key))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A pipeline: its stages in the order of the file, which is the order they run in."""
@@ -44,6 +94,7 @@ class Recipe:
     name: str
     document: Document
     stages: Mapping[str, Entry]
+    takers: Takers
 
     @property
     def path(self) -> Path:
@@ -119,3 +170,25 @@ def stage_as_base(
         f"{spell(('base',))}: {model} is a stage of this recipe, and a stage goes under parent. Write parent: {model}."
     )
     return [(("base",), text)]
+
+
+def wrong_input(target: str, stage: str, order: list[str], is_ref: bool) -> str | None:
+    """Why a stage cannot name this one, in words; None where it can, or where it means something else."""
+    if target == stage:
+        return "is this stage itself; name an earlier one."
+    earlier = order[: order.index(stage)]
+    if target in order:
+        return None if target in earlier else f"comes later; move {target} above {stage}."
+    file, _, weight = target.rpartition("=")
+    if not is_ref and file in order:
+        return f"is how a command line says it; here it is {{file: {file}, weight: {weight}}}."
+    if not is_ref or _is_artifact(target):
+        return None
+    guess = words.nearest(target, earlier)
+    hint = "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest."
+    return f"is not an earlier stage of this recipe; {f'did you mean {guess}?' if guess else hint}"
+
+
+def _is_artifact(text: str) -> bool:
+    """Whether a name means the store (or a folder) and not a stage."""
+    return "/" in text or text.startswith((".", "~")) or bool(DIGEST.fullmatch(text))

@@ -14,7 +14,6 @@ defaults to its name.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,23 @@ from align.ground.errors import InputError
 from align.ground.json import Json
 from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
-from align.recipe.entries import Entry, Recipe, has_effect, laid_over, reaches, renamed, stage_as_base
+from align.recipe.entries import (
+    Entry,
+    Recipe,
+    Takers,
+    has_effect,
+    laid_over,
+    reaches,
+    renamed,
+    stage_as_base,
+    wrong_input,
+)
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
 from align.recipe.sweep import KEY, Sweep, check_few, filled, find_sweeps, hint
 from align.recipe.telling import beside
 from align.recipe.telling import problems as words
-
-DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
 
 
 def load_recipe(
@@ -72,6 +79,8 @@ class _Reader:
         self.found: dict[str, None] = {}
         self.strange: list[str] = []
         self.sweep = Sweep({}, str(document.path))
+        self.defaults = {key: value for key, value in document.values.items() if key not in ("name", "stages")}
+        self.takers = Takers(self.defaults)
 
     def problem(self, path: words.Path, text: str) -> None:
         where = self.document.where(path)
@@ -96,30 +105,27 @@ class _Reader:
                 self.problem(at, text)
             bodies = {}
         check_few(path, bodies)
-        defaults = {key: value for key, value in values.items() if key not in ("name", "stages")}
         found = {stage: self.kind(stage, body) for stage, body in bodies.items()}
         kinds = {stage: kind for stage, kind in found.items() if kind}
-        self.check_defaults(defaults, set(kinds.values()) or set(self.kinds))
-        names = [stage for stage in bodies if isinstance(stage, str)]
-        self.sweep = self.sweeps(defaults, {stage: bodies[stage] or {} for stage in kinds}, kinds)
+        self.check_defaults(set(kinds.values()) or set(self.kinds))
+        self.sweep = self.sweeps({stage: bodies[stage] or {} for stage in kinds}, kinds)
         entries = [
             entry
             for stage, kind in kinds.items()
-            for entry in self.runs(str(name), stage, kind, bodies[stage] or {}, defaults, names)
+            for entry in self.runs(str(name), stage, kind, bodies[stage] or {}, [*bodies])
         ]
-        if not self.found:
-            for at in self.sweep.unused():
-                self.problem(at, f"{'.'.join(at)}: every stage sets its own, so there is nothing to sweep; remove it.")
-        recipe = Recipe(str(name), self.document, {entry.name: entry for entry in entries})
+        for at, text in [] if self.found else self.takers.untaken():
+            self.problem(at, text)
+        recipe = Recipe(str(name), self.document, {entry.name: entry for entry in entries}, self.takers)
         if self.found:
             raise Misread("\n".join(sorted(self.found, key=self.line)), recipe)
         return recipe
 
-    def sweeps(self, defaults: Json, bodies: Mapping[str, Json], kinds: Mapping[str, str]) -> Sweep:
+    def sweeps(self, bodies: Mapping[str, Json], kinds: Mapping[str, str]) -> Sweep:
         """The settings that are swept; a problem for each that cannot be."""
         axes: dict[words.Path, list[object]] = {}
         for at, values, owners in [
-            ((), defaults, [*kinds.values()]),
+            ((), self.defaults, [*kinds.values()]),
             *((("stages", stage), body, [kinds[stage]]) for stage, body in bodies.items()),
         ]:
             for path, swept in find_sweeps(values):
@@ -155,17 +161,17 @@ class _Reader:
         self.problem((*at, "kind"), f"{said} is not a kind of stage; {hint}")
         return None
 
-    def check_defaults(self, defaults: Mapping[str, object], kinds: set[str]) -> None:
+    def check_defaults(self, kinds: set[str]) -> None:
         configs = [self.kinds[kind] for kind in kinds]
         known = {key for config in configs for key in config.model_fields} - {"name"}
 
-        self.strange = [key for key in defaults if key not in known]
+        self.strange = [key for key in self.defaults if key not in known]
         for key in self.strange:
             guess = words.nearest(str(key), known | {"name", "stages"})
             near = f"did you mean {guess}?" if guess else "remove it."
             self.problem((key,), f"{key} is not a setting of any stage here; {beside.hint(str(key), configs) or near}")
 
-    def runs(self, recipe: str, stage: str, kind: str, body: Json, defaults: Json, order: list[str]) -> Iterator[Entry]:
+    def runs(self, recipe: str, stage: str, kind: str, body: Json, order: list[str]) -> Iterator[Entry]:
         """The runs of a stage: one, or several where it, or what it builds on, is swept."""
         config = self.kinds[kind]
         own = {key: value for key, value in body.items() if key != "kind"}
@@ -173,7 +179,7 @@ class _Reader:
             at = ("stages", stage, "name")
             self.problem(at, f"stages.{stage}.name: in a recipe a stage is named by its key; remove it.")
             del own["name"]
-        usable = {key: value for key, value in defaults.items() if key in config.model_fields}
+        usable = {key: value for key, value in self.defaults.items() if key in config.model_fields}
         if own.get("parent") is not None:
             usable.pop("base", None)
         first = {path: values[0] for path, values in self.sweep.axes.items() if values}
@@ -199,6 +205,7 @@ class _Reader:
                     )
                 entry = self.entry(f"{recipe}/{name}", stage, kind, mine, general, taken, order)
                 if entry:
+                    self.takers.note(stage, entry.config, usable, own)
                     yield entry
 
     def entry(
@@ -268,7 +275,7 @@ class _Reader:
                 values = [v.get("file") if isinstance(v, dict) else v for v in values]
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
-                wrong = self.wrong_input(target, stage, order, IsRef in marks)
+                wrong = wrong_input(target, stage, order, IsRef in marks)
                 if wrong and (why := getattr(config, "strangers", {}).get(target)):
                     wrong = f"is no stage; {why} Leave it out."
                 if wrong:
@@ -277,23 +284,3 @@ class _Reader:
             if named:
                 out[key] = named
         return out
-
-    def wrong_input(self, target: str, stage: str, order: list[str], is_ref: bool) -> str | None:
-        """Why a stage cannot name this one, in words; None where it can, or where it means something else."""
-        if target == stage:
-            return "is this stage itself; name an earlier one."
-        earlier = order[: order.index(stage)]
-        if target in order:
-            return None if target in earlier else f"comes later; move {target} above {stage}."
-        file, _, weight = target.rpartition("=")
-        if not is_ref and file in order:
-            return f"is how a command line says it; here it is {{file: {file}, weight: {weight}}}."
-        if not is_ref or self.is_artifact(target):
-            return None
-        guess = words.nearest(target, earlier)
-        hint = "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest."
-        return f"is not an earlier stage of this recipe; {f'did you mean {guess}?' if guess else hint}"
-
-    def is_artifact(self, text: str) -> bool:
-        """Whether a name means the store (or a folder) and not a stage."""
-        return "/" in text or text.startswith((".", "~")) or bool(DIGEST.fullmatch(text))

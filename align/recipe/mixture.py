@@ -49,10 +49,17 @@ def sources(value: object) -> object:
         value = [value]
     if not isinstance(value, list | tuple):
         return value
-    found = tuple(_source(f"file {i}", item) for i, item in enumerate(value, 1))
-    if problems := list(_problems(found)):
+    found: list[MixedFile] = []
+    problems: list[str] = []
+    for i, item in enumerate(value, 1):
+        try:
+            found.append(_source(f"file {i}", item))
+        except ValueError as error:
+            problems.append(str(error))
+    problems = problems or [*_problems(tuple(found))]
+    if problems:
         raise ValueError("\n".join(problems))
-    return found
+    return tuple(found)
 
 
 def weighed(value: object) -> object:

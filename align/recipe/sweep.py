@@ -31,6 +31,8 @@ def hint(where: str, problem: str) -> str:
     setting, _, value = where.partition("=")
     if "," in value and problem.endswith(f'found the text "{value}".'):
         return " `align sweep` takes several values."
+    if not value and problem.endswith("found a list.") and "expected a mapping" not in problem:
+        return " Several values are a sweep: {sweep: [1, 2]}."
     if value.startswith("[") and problem.endswith("found a list."):
         return f" `align sweep` takes several values, without the brackets: {setting}={value[1:].rstrip(']')}"
     if problem.endswith("found a mapping with sweep."):
@@ -97,11 +99,6 @@ class Sweep:
         first = ".".join(part for path, part in parts.items() if not _in_stage(path))
         last = ".".join([stage, *(part for path, part in parts.items() if _in_stage(path))])
         return f"{first}/{last}" if first else last
-
-    def unused(self) -> list[words.Path]:
-        """Swept settings that no run has taken a value of."""
-        taken = {path for runs in self.made.values() for choice in runs for path, _ in choice}
-        return [path for path in self.axes if path not in taken]
 
     def _of(self, stage: str) -> Mapping[Choice, str]:
         """The runs of a stage; one that is no earlier stage, which is told elsewhere, has none of its own."""

@@ -170,9 +170,17 @@ def test_from_and_until(pipeline: Pipeline):
     (recipe.parent / "texts.jsonl").unlink()
     with pytest.raises(InputError, match=r"data: there is no file .*texts\.jsonl"):
         align.run(recipe, store)
-    again = align.run(
-        recipe, store, from_="dpo", until="dpo", overrides=["stages.sft.learning_rate=0.02", "stages.dpo.beta=0.4"]
+    changed = ["stages.dpo.beta=0.4", "stages.sft.learning_rate=0.02"]
+    with pytest.raises(InputError) as refused:
+        align.run(recipe, store, from_="dpo", until="dpo", overrides=changed)
+    assert str(refused.value) == (
+        "--set stages.sft.learning_rate=0.02: it has no effect on what is asked for (dpo), only on sft. Leave it out, "
+        "or change --from or --until."
     )
+    with pytest.raises(InputError, match=r"^--set learning_rate=0\.5: .* \(dpo\), only on pretrain, reward\."):
+        align.run(recipe, store, from_="dpo", until="dpo", overrides=["learning_rate=0.5"])
+    recipe.write_text(recipe.read_text().replace("data: sft.jsonl, learning_rate: 0.01", "data: sft.jsonl"))
+    again = align.run(recipe, store, from_="dpo", until="dpo", overrides=changed[:1])
     assert (
         again["sft"] == made["sft"]
         and again["dpo"] != made["dpo"]

@@ -409,3 +409,95 @@ def test_words_of_libraries_are_ours(tmp_path: Path, text: str, message: str) ->
         load_recipe(tmp_path, KINDS)
     path.write_text("stages:\n  sft: {base: x, data: a.jsonl}\n")  # negative control
     assert [*load_recipe(path, KINDS).stages] == ["sft"]
+
+
+# ---- what stands beside stages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("default", "said"),
+    [
+        ("learning_rate: fast", "no stage takes it, as each that has it sets its own. Remove it, or set it there."),
+        ("max_steps: 3", None),
+        ("adapter: {rank: 2, alpha: 4}", None),
+        ("base: other", "no stage takes it, as each has a parent, which says which base it is on. Remove it."),
+    ],
+)
+def test_what_no_stage_takes_is_refused(read: Callable[..., Recipe], default: str, said: str | None) -> None:
+    """The controls are taken by one of the stages, or by a group that sets another part of it itself."""
+    text = f"""
+        {default}
+        stages:
+          sft: {{parent: a/b, data: x.jsonl, learning_rate: 1e-3, adapter: {{alpha: 64}}}}
+          dpo: {{parent: sft, data: x.jsonl, learning_rate: 1e-3, max_steps: 1}}
+    """
+    if said is None:
+        return read(text) and None
+    assert problems(read, text) == [f"recipes/r.yaml:1: {default.partition(':')[0]}: {said}"]
+
+
+def test_what_has_no_effect_in_any_stage_is_refused(read: Callable[..., Recipe]) -> None:
+    """max_steps beside it says how long every run is. Control: a stage whose own max_steps is none."""
+    text = "{epochs: 2, max_steps: 3, base: b, stages: {sft: {data: x.jsonl}, more: {kind: sft, data: y.jsonl%s}}}"
+    assert problems(read, text % "") == [
+        "recipes/r.yaml:1: epochs has no effect in any stage: max_steps says how long it trains. Leave one of them out."
+    ]
+    assert read(text % ", max_steps: null").stages["more"].config.model_dump()["epochs"] == 2
+
+
+def test_what_is_wrong_in_a_group_is_told_where_it_is_written(read: Callable[..., Recipe]) -> None:
+    text = """
+        base: b
+        adapter:
+          rank: 4
+          alhpa: 2
+        stages:
+          sft:
+            data: x.jsonl
+            adapter: {alpha: 64, rnak: 3}
+          more: {kind: sft, data: x.jsonl}
+    """
+    assert problems(read, text) == [
+        "recipes/r.yaml:4: adapter.alhpa is not a setting of adapter; did you mean alpha?",
+        "recipes/r.yaml:8: stages.sft.adapter.rnak is not a setting of adapter; did you mean rank?",
+    ]
+
+
+@pytest.mark.parametrize("key", ["3", "null", "true", "0.5", "2026-01-01"])
+def test_a_key_that_is_no_text_is_told_with_its_line(read: Callable[..., Recipe], key: str) -> None:
+    """Control: the same in quotes, which is a name."""
+    text = "base: b\nstages:\n  sft: {data: x.jsonl}\n  %s: {kind: sft, data: x.jsonl}\n"
+    found = problems(read, text % key)
+    assert len(found) == 1 and found[0].startswith("recipes/r.yaml:4: a key is ")
+    assert found[0].endswith("; expected a name, in quotes if need be.")
+    if key != "0.5":
+        assert key in read(text % f'"{key}"').stages
+
+
+def test_a_setting_is_laid_over_once(read: Callable[..., Recipe]) -> None:
+    assert problems(read, GOOD, "seed=1", "stages.dpo.beta=0.3", "seed=2") == [
+        "--set seed=1 and --set seed=2: seed is given twice; give it once."
+    ]
+    assert read(GOOD, "seed=1", "stages.dpo.seed=2").stages["dpo"].config.seed == 2
+
+
+def test_a_list_where_one_value_is_taken_is_told_of_sweeps(read: Callable[..., Recipe]) -> None:
+    """Controls: other values that are wrong."""
+    sweep = " Several values are a sweep: {sweep: [1, 2]}."
+    for value, said in (("[0.1, 0.3]", sweep), ("high", ""), ("{a: 1}", "")):
+        (found,) = problems(read, f"stages: {{dpo: {{parent: a/b, data: x.jsonl, beta: {value}}}}}")
+        assert found.endswith(said) and (sweep in found) == bool(said)
+
+
+def test_each_part_of_a_setting_that_is_wrong_is_told(read: Callable[..., Recipe]) -> None:
+    """The control is the part that is right."""
+    files = "[{file: a.jsonl, weigth: 1}, b.jsonl, {file: /p.jsonl, limit: -1}, {weight: 1}]"
+    text = (
+        f"stages: {{sft: {{base: b, data: {files}}}, r: {{kind: evaluate, compare: sft, data: x.jsonl, judges: %s}}}}"
+    )
+    assert problems(read, text % "{right: j.py:f, wrong: 3}") == [
+        "recipes/r.yaml:1: stages.sft.data: file 1 has weigth, which is none of file, weight, epochs, limit.",
+        "recipes/r.yaml:1: stages.sft.data: /p.jsonl: limit is -1; expected a whole number above 0.",
+        "recipes/r.yaml:1: stages.sft.data: file 4 names no file. Expected one such as {file: a.jsonl, weight: 0.7}.",
+        "recipes/r.yaml:1: stages.r.judges: expected a mapping of names to text, found 3 in it.",
+    ]

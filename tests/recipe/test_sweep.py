@@ -167,7 +167,7 @@ def test_mistakes_are_told_with_their_line(read: Read) -> None:
 
 def test_what_cannot_be_is_refused(read: Read) -> None:
     assert told(read, overrides=["stages.dpo.beta=0.1", "stages.after.beta=0.1"], sweeps=["beta=1,2"]) == [
-        "--set beta=1,2: beta: every stage sets its own, so there is nothing to sweep; remove it."
+        "--set beta=1,2: beta: no stage takes it, as each that has it sets its own. Remove it, or set it there."
     ]
     assert told(read, sweeps=[f"stages.sft.seed={','.join(map(str, range(RUNS_LIMIT)))}"]) == [
         f"r.yaml: its sweeps are more than 200 runs (seed has {RUNS_LIMIT} values, beta has 3 values), and a recipe "

@@ -232,8 +232,8 @@ def problems(
         ):
             continue  # of the ways to fill a setting, the one that says more has said it
         elif field is not None:
-            inside = isinstance(value, list) and detail["input"] is not value and len(detail["loc"]) > len(path)
-            begin = detail["loc"][: len(path)]
+            part = detail["input"] is not value and len(detail["loc"]) > len(path)
+            inside, begin = part and isinstance(value, list | Mapping), detail["loc"][: len(path)]
             if (
                 isinstance(value, list)
                 and not inside
