@@ -29,6 +29,9 @@ def main(stage: Stage[C], run: Callable[[C, Store], Artifact], doc: str | None) 
         if parsed.dry_run:
             with Work(stage.name):
                 planned = plan(stage, parsed.config, store)
+                before = store.sound_refs().get(planned.title)
+                if before and not (planned.done and planned.done.digest == before):
+                    planned.notes.append(f"the name points at {before[:12]}, and will at what this makes")
                 found = memory_plan(stage, parsed.config, store, asked, planned.looked)
             if parsed.json:
                 print(for_programs({planned.title: verdict(planned.done, planned.why)}, found, asked))

@@ -406,6 +406,8 @@ def test_alone_it_prints_its_table(
     assert {k: v for k, v in becomes().items() if k != "memory"} == {"verdict": "skip", "digest": made.digest}
     other = becomes("--seed", "9")
     assert (other["verdict"], other["why"]) == ("run", "seed 0 -> 9") and "memory" in other
+    moves = f"evaluate: the name points at {made.short}, and will at what this makes\n"
+    assert moves in printed("--dry-run", "--seed", "9") and moves not in printed("--dry-run")
 
 
 def test_answers_without_a_score_are_left_out_and_counted(pipeline: Pipeline, tmp_path: Path) -> None:
