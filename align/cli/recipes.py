@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import re
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from align.cli.flags import Command, to_json
 from align.ground import ranks
@@ -12,6 +14,9 @@ from align.ground.errors import InputError
 from align.ground.terminal import print_result, prose
 from align.recipe import Recipe
 from align.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from align.pipeline import Unfinished
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,33 +82,57 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
     store = Store(args.store) if args.store else pipeline.store_of(recipe)
     how = {"dry_run": args.dry_run, "as_json": args.json}
+    unfinished: pipeline.Unfinished | None = None
     with prose() if args.dry_run and not args.json else nullcontext():
-        made = pipeline.run(recipe, store, from_=args.from_, until=args.until, asked=asked, **how)
-    if args.dry_run or not ranks.is_first():
-        return
+        try:
+            made = pipeline.run(recipe, store, from_=args.from_, until=args.until, asked=asked, **how)
+        except pipeline.Unfinished as error:
+            unfinished, made = error, dict(error.made)
+    if not args.dry_run and ranks.is_first() and (made or args.json):
+        _print(recipe, made, store, unfinished, as_json=args.json)
+    if unfinished:
+        raise unfinished
+
+
+def _print(
+    recipe: Recipe, made: dict[str, Artifact], store: Store, unfinished: Unfinished | None, *, as_json: bool
+) -> None:
+    """What was made; for programs also what was not."""
     rows = {f"{recipe.name}/{stage}": artifact for stage, artifact in made.items()}
     costs = store.costs()
     seconds = {name: costs.get(artifact.digest, {}).get("seconds") for name, artifact in rows.items()}
-    text = _for_programs(rows, seconds) if args.json else _table(rows, seconds, store)
-    if not args.json and (recipe.is_swept or list(made.values())[-1].kind != "report"):
-        text += f"\n\n{_next(recipe, list(made))}{store.flag}"
+    if as_json:
+        lacking = {"failed": unfinished.failed, "left_out": unfinished.left_out} if unfinished else {}
+        more = {f"{recipe.name}/{run}": {key: why} for key, runs in lacking.items() for run, why in runs.items()}
+        text = _for_programs(rows, seconds, more)
+    else:
+        text = _table(rows, seconds, store)
+        if recipe.is_swept or list(made.values())[-1].kind != "report":
+            text += f"\n\n{_next(recipe, list(made), store)}{store.flag}"
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
 
 
-def _next(recipe: Recipe, names: list[str]) -> str:
-    """How to look at what a recipe made: the last thing, or all runs of a stage beside each other."""
+def _next(recipe: Recipe, names: list[str], store: Store) -> str:
+    """How to look at what a recipe made: the last thing, or all runs of a stage, and no others, beside each other."""
+    from align.memory.text import patterns
+    from align.report.compare import RUNS_LIMIT
+
     several = [entry for entry in (recipe.stages[name] for name in names) if entry.name != entry.stage]
-    if not several:
-        return f"align show {recipe.name}/{names[-1]}"
-    last = several[-1]
-    pattern = f"*/{last.stage}" if last.name.endswith(f"/{last.stage}") else f"{last.stage}.*"
-    seeds = last.kind == "evaluate" and all(re.fullmatch(rf"seed-\d+/{last.stage}", run.name) for run in several[-2:])
-    return f"align {'combine' if seeds else 'compare'} '{recipe.name}/{pattern}'"
+    last = (several or [recipe.stages[names[-1]]])[-1]
+    runs = [entry.name for entry in several if entry.stage == last.stage]
+    if len(runs) < 2:
+        return f"align show {recipe.name}/{last.name}"
+    there, titles = store.pointers("refs"), [f"{recipe.name}/{run}" for run in runs]
+    shapes = [f"{recipe.name}/{shape}" for shape in (f"{last.stage}.*", f"*/{last.stage}", f"*/{last.stage}.*")]
+    exact = [shape for shape in shapes if {*fnmatch.filter(there, shape)} == {*titles}]
+    seeds = last.kind == "evaluate" and all(re.fullmatch(rf"seed-\d+/{re.escape(last.stage)}", run) for run in runs)
+    verb = "combine" if seeds else "compare" if len(runs) <= RUNS_LIMIT else "ls"
+    return f"align {verb} {' '.join(map(repr, exact[:1] or patterns(titles, there)))}"
 
 
-def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None]) -> str:
+def _for_programs(rows: dict[str, Artifact], seconds: dict[str, float | None], more: dict[str, dict[str, str]]) -> str:
     found = {name: {"digest": a.digest, "seconds": seconds[name], "metrics": a.metrics} for name, a in rows.items()}
-    return to_json(found)
+    return to_json(found | more)
 
 
 def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: Store) -> str:

@@ -19,6 +19,11 @@ class NothingLeft(InputError):
     """Every row was left out: of some rows no proof that none of the others would stay."""
 
 
+class NotTrained(AlignError):
+    """Training came to nothing with its settings, as where the loss is not finite. Other runs of a sweep are none the
+    worse."""
+
+
 class Stopped(AlignError):
     """A run that was stopped cleanly (Ctrl-C, SIGTERM) and goes on from its last checkpoint when started again."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from align.ground.errors import AlignError
+from align.ground.errors import NotTrained
 from align.ground.terminal import say
 
 Figures = Mapping[str, float]
@@ -49,7 +49,7 @@ class Watching:
         """Warn of the signs that are seen now and were not, and say which have gone away; None is a sign that was
         looked for in vain.
 
-        Raises: AlignError for a sign that is to stop the run.
+        Raises: NotTrained for a sign that is to stop the run.
         """
         active = {str(w["sign"]): w for w in self.warnings if w["gone"] is None}
         for name in active.keys() & {name for name, message in seen.items() if not message}:
@@ -62,7 +62,7 @@ class Watching:
                 self.warnings.append({self.unit: now, "sign": name, "message": message, "gone": None})
                 say(f"{self.title}: {self.unit} {now + 1}: warning: {name}: {message}")
             if name in self.stop:
-                raise AlignError(
+                raise NotTrained(
                     f"{self.title} was stopped by its guard in {self.unit} {now + 1}: {name}: {message} Nothing was "
                     f"committed; the last checkpoint, if one was written, is kept: without {name} in guard.stop the "
                     "run goes on from it, with other settings a new one starts."

@@ -27,8 +27,14 @@ def size(n: int) -> str:
 
 
 def in_few(runs: Sequence[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """`patterns`, with how many runs each of several stands for: "r/seed-*/dpo.beta-0.* (36 runs)"."""
+    few = patterns(runs, names)
+    return {f"{one} ({len(part):,} runs)" if len(part) > 1 else one: part for one, part in few.items()}
+
+
+def patterns(runs: Sequence[str], names: Iterable[str]) -> dict[str, list[str]]:
     """Several runs by as few patterns as there are that of all these `names` stand for them alone, and which of them
-    each stands for: "r/seed-*/dpo.beta-0.* (36 runs)"; what has none stands for itself."""
+    each stands for; what has none stands for itself."""
     names = list(names)
     few = {name: [name] for name in runs}
     for way in (lambda name: "", lambda name: name.rpartition("/")[0], lambda name: name.rpartition(".")[2]):
@@ -49,7 +55,7 @@ def _in_one(runs: Sequence[str], names: Sequence[str]) -> str | None:
     if len(runs) < 2 or len({*map(len, rows)}) > 1:
         return None
     pattern = "/".join(map(_alike, zip(*rows, strict=True)))
-    return f"{pattern} ({len(runs):,} runs)" if {*fnmatch.filter(names, pattern)} == {*runs} else None
+    return pattern if {*fnmatch.filter(names, pattern)} == {*runs} else None
 
 
 def _alike(parts: Sequence[str]) -> str:

@@ -7,6 +7,6 @@ What can be checked without training is checked for all stages before the first 
 """
 
 from align.pipeline.handover import load, store_of
-from align.pipeline.running import run
+from align.pipeline.running import Unfinished, run
 
-__all__ = ["load", "run", "store_of"]
+__all__ = ["Unfinished", "load", "run", "store_of"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from align import memory, training
 from align.ground import ranks
-from align.ground.errors import InputError, Stopped
+from align.ground.errors import AlignError, InputError, NotTrained, Stopped
 from align.ground.json import Json
 from align.ground.progress import Task, Work
+from align.ground.terminal import say
 from align.ground.wish import WISH
 from align.memory.text import in_few
 from align.pipeline.handover import bound, load, store_of
@@ -22,6 +23,22 @@ from align.stage import why
 from align.stage.ahead.dry_run import for_programs, verdict
 from align.stage.catalogue import module_of
 from align.store import Artifact, Store
+
+
+class Unfinished(AlignError):
+    """A recipe with sweeps of which not all runs are done.
+
+    Args:
+        made: what was made of those that were asked for, by run.
+        failed: what is said of a run that failed.
+        left_out: why a run was not begun.
+    """
+
+    def __init__(
+        self, text: str, made: Mapping[str, Artifact], failed: Mapping[str, str], left_out: Mapping[str, str]
+    ) -> None:
+        super().__init__(text)
+        self.made, self.failed, self.left_out = made, failed, left_out
 
 
 def run(
@@ -47,7 +64,8 @@ def run(
         as_json: print that as JSON.
         asked: the device and budget that memory is planned for; without it, this machine's and none.
         overrides: settings laid over the recipe, such as "stages.dpo.beta=0.2".
-    Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises.
+    Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises, in a recipe
+        with sweeps Unfinished, which holds what was made.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
     earlier, names = _cut(recipe, from_, until)
@@ -68,11 +86,58 @@ def run(
         if ranks.world() > 1:  # here they wait for the slowest, in the name of no stage, which may be done
             with Task("loading libraries"):
                 training.processes.from_first(None)
-        for name in names:
-            if WISH.taken():
-                raise Stopped(f"stopped before {recipe.name}/{name}; the same command goes on from there.")
-            made[name] = pinned.made[f"{recipe.name}/{name}"] = _run_stage(recipe, name, made, pinned)
+        _run_all(recipe, names, made, pinned)
     return made
+
+
+def _run_all(recipe: Recipe, names: Sequence[str], made: dict[str, Artifact], store: Pinned) -> None:
+    """Run these one after the other, into `made`. Of a sweep, what does not build on a run whose training failed goes
+    on. Raises: Stopped; what a stage raises, of a sweep Unfinished."""
+    failed: dict[str, str] = {}
+    left: dict[str, str] = {}
+    code = 0
+    for place, name in enumerate(names):
+        if WISH.taken():
+            raise Stopped(f"stopped before {recipe.name}/{name}; the same command goes on from there.")
+        title = f"{recipe.name}/{name}"
+        needed = [target for targets in recipe.stages[name].inputs.values() for target in targets]
+        if lost := [target for target in needed if target in failed or target in left]:
+            how = "failed" if lost[0] in failed else "was not begun"
+            left[name] = f"it needs {recipe.name}/{lost[0]}, which {how}"
+            continue
+        try:
+            made[name] = store.made[title] = _run_stage(recipe, name, made, store)
+        except Stopped:
+            raise
+        except AlignError as error:
+            if not recipe.is_swept:
+                raise
+            failed[name] = str(error) if str(error).startswith(title) else f"{title}: {error}"
+            code = error.exit_code  # and no more of it, whose frames hold the model
+            if not isinstance(error, NotTrained) or ranks.world() > 1:  # of which one may fail alone
+                left |= dict.fromkeys(names[place + 1 :], "not begun")
+                break
+            say(f"{title}: failed; what does not build on it goes on")
+    if failed:
+        done = {name: made[name] for name in names if name in made}
+        unfinished = Unfinished(_unfinished(recipe, names, done, failed, left), done, failed, left)
+        unfinished.exit_code = code
+        raise unfinished
+
+
+def _unfinished(
+    recipe: Recipe, names: Sequence[str], done: Collection[str], failed: Mapping[str, str], left: Mapping[str, str]
+) -> str:
+    """What failed and why, what was not begun for it, and what to do."""
+    titles = [f"{recipe.name}/{name}" for name in names]
+    lines = list(failed.values())
+    if left:
+        lines.append(f"Not begun: {', '.join(in_few([f'{recipe.name}/{name}' for name in left], titles))}.")
+    counts = [f"{len(done)} done", f"{len(failed)} failed", *([f"{len(left)} not begun"] if left else [])]
+    swept = any(recipe.stages[name].stage != name for name in failed)
+    remedy = "Take the value out of the sweep, or do what is said of it" if swept else "Do what is said of it"
+    lines.append(f"Of {len(names)} runs {', '.join(counts)}. {remedy}; the same command then does the rest.")
+    return "\n".join(lines)
 
 
 def _cut(recipe: Recipe, from_: str | None, until: str | None) -> tuple[list[str], list[str]]:

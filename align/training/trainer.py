@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.ground.errors import AlignError, Stopped
+from align.ground.errors import NotTrained, Stopped
 from align.ground.leaving import Interrupt
 from align.ground.terminal import say
 from align.models.precision import resolve_precision
@@ -144,7 +144,7 @@ class StageTrainer(Trainer):
         if isinstance(model, StepModule):
             average_gradients(list(self.roles.trainable().values()))
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
-            raise AlignError(where_not_finite(self.state.global_step + 1, terms, self.roles.trainable()))
+            raise NotTrained(where_not_finite(self.state.global_step + 1, terms, self.roles.trainable()))
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
         self.sums = [*self.sums, of_step][-int(self.args.logging_steps) :]
@@ -246,7 +246,7 @@ def fit(
     `sometimes_idle`: in some steps the loss does not reach every trained tensor; the optimizer then leaves those as
     they are.
     Returns: the logged history and the cost. Raises: Stopped after Ctrl-C (a checkpoint is kept; after a second one the
-    one before), AlignError on a NaN and where a tensor that is to be trained gets no gradient.
+    one before), NotTrained on a NaN and where a tensor that is to be trained gets no gradient.
     """
     check_launch()
     if config.activation_checkpointing:
@@ -286,7 +286,7 @@ def fit(
 
 
 def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> None:
-    """Every step was taken and told something. Raises: Stopped, AlignError."""
+    """Every step was taken and told something. Raises: Stopped, NotTrained."""
     done, steps = trainer.state.global_step, trainer.source.steps
     ended = trainer.looking is not None and trainer.looking.watcher.ended
     if done < steps and not ended:
@@ -294,7 +294,7 @@ def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> No
     trainer.reach.end(title, trainer.source.metrics())
     trainer.start.end(title, learning_rate)
     if bad := [name for name, p in trainer.roles.trainable().items() if not torch.isfinite(p).all()]:
-        raise AlignError(
+        raise NotTrained(
             f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or "
             "max_grad_norm."
         )

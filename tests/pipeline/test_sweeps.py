@@ -3,6 +3,8 @@ goes on."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
 from pathlib import Path
 from statistics import fmean
 
@@ -11,11 +13,12 @@ import pytest
 import align
 from align import dpo
 from align.cli import dispatch
+from align.cli.recipes import _next
 from align.data import formats
 from align.evaluation.combine import combine
-from align.ground.errors import InputError, Stopped
+from align.ground.errors import AlignError, InputError, Stopped
 from align.memory import rows
-from align.pipeline import load
+from align.pipeline import Unfinished, load
 from align.store import Store
 from tests.conftest import Pipeline, write_world
 
@@ -132,6 +135,76 @@ def test_a_default_without_effect_in_a_stage_leaves_it_shared(tmp_path: Path):
     ranks, seeds = load(recipe, sweeps=["adapter.rank=2,4"]), load(recipe, sweeps=["seed=1,2"])
     assert list(ranks.stages)[:3] == ["pretrain", "rank-2/sft", "rank-4/sft"]
     assert list(seeds.stages)[:2] == ["seed-1/pretrain", "seed-2/pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "others", "advice"),
+    [
+        (["stages.dpo.beta=0.2,0.5"], [], "compare 'tiny/dpo.*'"),
+        (["seed=4,5"], ["tiny/dpo"], "compare 'tiny/*/dpo'"),
+        (["seed=4,5", "stages.dpo.beta=0.2,0.5"], ["tiny/dpo.beta-0.2"], "compare 'tiny/*/dpo.*'"),
+        (["stages.dpo.beta=0.2,0.5"], ["tiny/dpo.beta-1"], "compare 'tiny/dpo.beta-0.*'"),
+        (["stages.dpo.beta=0.2,0.5"], ["tiny/dpo.beta-0.3"], "compare 'tiny/dpo.beta-0.2' 'tiny/dpo.beta-0.5'"),
+        ([f"seed={','.join(map(str, range(26)))}"], [], "compare 'tiny/*/dpo'"),
+        ([f"seed={','.join(map(str, range(27)))}"], [], "ls 'tiny/*/dpo'"),
+    ],
+)
+def test_what_a_sweep_ends_with_is_of_its_own_runs(
+    pipeline: Pipeline, sweeps: list[str], others: list[str], advice: str
+):
+    """Whatever names of earlier sweeps are there, and no more of them than `compare` takes. Negative control: names
+    that no pattern tells apart are told one by one."""
+    recipe, store = load(pipeline.recipe, sweeps=sweeps), pipeline.store
+    for name in store.refs():
+        store.untag(name)
+    made = [name for name, entry in recipe.stages.items() if entry.stage in ("sft", "dpo")]
+    for name in [*(f"tiny/{run}" for run in made), *others]:
+        store.tag(name, pipeline.made["dpo"])
+    assert _next(recipe, made, store) == f"align {advice}"
+    meant = {name for word in advice.split()[1:] for name in fnmatch.filter(store.refs(), word.strip("'"))}
+    assert meant == {f"tiny/{run}" for run in made if recipe.stages[run].stage == "dpo"}
+
+
+def test_what_does_not_build_on_a_failed_run_goes_on(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A value that diverges costs its own run and what needs it; all of it is told at the end, and what was made is
+    that of a run alone. Negative control: a failure that is not one of training ends the sweep."""
+    head, _, _ = pipeline.recipe.read_text().partition("  reward:")
+    dpo_line = "  dpo: {parent: sft, data: pairs.jsonl, beta: 0.2, parent_adapter: stack, learning_rate: 0.01}\n"
+    pipeline.recipe.write_text(f"{head}{dpo_line}  report: {{kind: evaluate, compare: [dpo], texts: sft.jsonl}}\n")
+    where = ["--store", str(pipeline.store.path)]
+    words = ["sweep", str(pipeline.recipe), *where, "--set", "stages.dpo.learning_rate=1e30,0.01,0.02"]
+    with pytest.raises(Unfinished) as error:
+        dispatch(words)
+    told, (bad,) = str(error.value).splitlines(), error.value.failed
+    assert told[0].startswith(f"tiny/{bad}: ") and "not finite" in told[0]
+    assert told[1:] == [
+        "Not begun: tiny/report.",
+        "Of 6 runs 4 done, 1 failed, 1 not begun. Take the value out of the sweep, or do what is said of it; the same "
+        "command then does the rest.",
+    ]
+    assert error.value.exit_code == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"align compare 'tiny/dpo.*' {' '.join(where)}"
+    by_hand = align.run(pipeline.recipe, pipeline.store, overrides=["stages.dpo.learning_rate=0.02"], until="dpo")
+    assert by_hand["dpo"] == error.value.made["dpo.learning_rate-0.02"]
+
+    with pytest.raises(Unfinished):
+        dispatch([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found[f"tiny/{bad}"] == {"failed": told[0]} and "digest" in found["tiny/sft"]
+    assert found["tiny/report"] == {"left_out": f"it needs tiny/{bad}, which failed"}
+    assert "metrics" in found["tiny/dpo.learning_rate-0.01"]
+
+    def full(config: dpo.Config, store: Store):
+        raise AlignError("the disk is full")
+
+    monkeypatch.setattr(dpo, "run", full)
+    with pytest.raises(Unfinished, match="Of 6 runs 2 done, 1 failed, 3 not begun") as error:
+        align.run(load(pipeline.recipe, sweeps=["stages.dpo.learning_rate=0.01,0.03,0.04"]), pipeline.store)
+    assert error.value.left_out["dpo.learning_rate-0.03"] == "not begun"
+    with pytest.raises(AlignError, match=r"^the disk is full$"):  # without a sweep
+        align.run(pipeline.recipe, pipeline.store)
 
 
 def test_a_sweep_of_nothing_is_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from align.ground.errors import AlignError
+from align.ground.errors import AlignError, NotTrained
 from align.ground.terminal import say
 from align.packed.token_rows import DELTA
 
@@ -63,9 +63,9 @@ class Start:
         return {name: int(tensor.view(BITS[tensor.element_size()]).sum(dtype=torch.int64)) for name, tensor in shown}
 
     def end(self, title: str, learning_rate: float) -> None:
-        """After the last step. Raises: AlignError where no tensor is another one."""
+        """After the last step. Raises: NotTrained where no tensor is another one."""
         if self.sums == self._sums():
-            raise AlignError(
+            raise NotTrained(
                 f"{title}: no trained tensor changed by as much as a forward could show, so nothing was trained, and "
                 f"nothing is committed. learning_rate is {learning_rate:g}: raise it."
             )
@@ -107,12 +107,12 @@ class Reach:
             _refuse({name for name in self.zero if DELTA not in name})  # a token may be in none of these steps
 
     def end(self, title: str, figures: Mapping[str, float] | None = None) -> None:
-        """After the last step, of which `figures` were logged. Raises: AlignError where nothing was trained, or a
-        tensor was never reached."""
+        """After the last step, of which `figures` were logged. Raises: NotTrained where nothing was trained,
+        AlignError where a tensor was never reached."""
         if not self.moved:
             why = "All answers to a prompt got the same reward, or the records leave nothing to learn: look at both."
             why = unscored(figures or {}) or why
-            raise AlignError(
+            raise NotTrained(
                 f"{title}: every gradient of the run was zero, so nothing was trained, and nothing is committed. {why}"
             )
         _refuse(self.idle)
