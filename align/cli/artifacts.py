@@ -162,15 +162,20 @@ def combine_flags(parser: argparse.ArgumentParser) -> None:
 def combine(args: argparse.Namespace) -> None:
     """Every figure of several runs: its mean, Student's 95 % interval over three runs or more, and what each gave."""
     from align.evaluation.combine import combine, combined_text
+    from align.evaluation.unlike import unlike
     from align.report.lists import matching
 
     store = Store(args.store)
     refs = matching(store, args.refs)
-    if not args.json:
+    found, others = combine(store, refs)
+    notes = unlike(store, [store.resolve(ref) for ref in refs])
+    for note in notes:
+        say(note)
+    figures = {name: dataclasses.asdict(figure) for name, figure in found.items()}
+    if args.json:
+        print(to_json({"runs": refs, "figures": figures, "not_of_every_run": others, "notes": notes}))
+    else:
         print(combined_text(store, refs, shutil.get_terminal_size().columns))
-        return
-    found, _ = combine(store, refs)
-    print(to_json({name: dataclasses.asdict(figure) for name, figure in found.items()}))
 
 
 def tag_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from align.ground import lazy
 
 if TYPE_CHECKING:
-    from align.evaluation import answers, asked, bases, columns, combine, comparison, written
+    from align.evaluation import answers, asked, bases, columns, combine, comparison, unlike, written
 
 __getattr__ = lazy.modules(__name__)

@@ -3,28 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from string import ascii_uppercase
 from textwrap import fill
 from typing import Any
 
 from align import measures
 from align.ground.errors import InputError
-from align.ground.terminal import say
 from align.report.compare import judged_by
 from align.report.compare_text import table_of
 from align.report.summary import may_be_share
 from align.report.text import aligned, fits, fitted
 from align.store import Artifact, Store
 
-PARTS: dict[str, Callable[[Artifact], Any]] = {
-    "data": lambda run: run.data,
-    "base": lambda run: run.base,
-    "text contract": lambda run: run.text,
-    "version of the stage": lambda run: run.version,
-}
-"""What further may differ, and is said. Parents may: every seed has its own."""
+NOT_NEGATIVE = ("kl", "calibration_error", "length", "perplexity", "grad_norm")
+"""Figures that are no shares and never below 0."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,8 @@ class Combined:
 def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Combined], list[str]]:
     """Every figure that all artifacts have, by its name, and the names of those that only some have.
 
-    The interval of a share, by its name and its values, is kept within 0 and 1, where Student's knows no end.
-
-    Says what else than settings differs.
+    The interval of a share, by its name and its values, is kept within 0 and 1, that of another figure that cannot be
+    negative above 0, where Student's knows no end. What else than settings differs, `unlike` says.
 
     Raises: InputError for fewer than two, one that is given twice, artifacts of different stages, settings that differ
         beside the seed, and artifacts without a figure in common.
@@ -66,8 +60,6 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
                 f"{refs[0]} and {ref} differ in their settings {', '.join(differ)}, so they are no two runs of one "
                 f"thing; name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
-    if apart := [name for name, part in PARTS.items() if any(part(run) != part(runs[0]) for run in runs)]:
-        say(f"these runs differ in more than their seed: {', '.join(apart)}; their spread is not that of seeds alone")
     figures = [
         {k: float(v) for k, v in run.metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         for run in runs
@@ -81,16 +73,23 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
     found, judged = {}, judged_by(runs[0].config)
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
-        share = may_be_share(name.rsplit("/", 1)[-1], judged) and all(0 <= value <= 1 for value in values)
-        found[name] = Combined(values, sum(values) / len(values), _interval(values, share))
+        found[name] = Combined(values, sum(values) / len(values), _interval(values, *_ends(name, values, judged)))
     return found, sorted({name for of_run in figures for name in of_run} - set(shared))
 
 
-def _interval(values: Sequence[float], share: bool) -> tuple[float, float] | None:
+def _ends(name: str, values: Sequence[float], judged: set[str]) -> tuple[float, float]:
+    """What a figure of this name cannot go beyond."""
+    what = name.rsplit("/", 1)[-1]
+    if may_be_share(what, judged) and all(0 <= value <= 1 for value in values):
+        return 0.0, 1.0
+    return 0.0 if what in NOT_NEGATIVE and min(values) >= 0 else -inf, inf
+
+
+def _interval(values: Sequence[float], least: float, most: float) -> tuple[float, float] | None:
     if len(values) < 3 or len(set(values)) == 1:
         return None
     low, high = measures.intervals.mean_interval(values)
-    return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
+    return max(low, least), min(high, most)
 
 
 def _setting(run: Artifact, name: str) -> Any:
@@ -102,7 +101,8 @@ def _setting(run: Artifact, name: str) -> Any:
 
 def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
     """A line a figure: name, mean, interval over the runs, and what each run gave; where that is wider than `width`,
-    the runs stand above and have letters, or numbers, below; where that is, too, what each gave is left out."""
+    the runs stand above and have letters, or numbers, below; where that is, too, what each gave is left out, and so are
+    the letters."""
     found, others = combine(store, refs)
     means = {name: [f"{figure.mean:.4g}", *_over(figure)] for name, figure in found.items()}
     gave = {name: [f"{value:.4g}" for value in figure.values] for name, figure in found.items()}
@@ -119,7 +119,7 @@ def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
             return "\n".join([*above, *aligned(rows), *notes])
     cells = {name: [[cell] for cell in row] for name, row in means.items()}
     notes.append("Too narrow for what each run gave; --json has all.")
-    return "\n".join([*runs, "", *table_of("", cells, width, heads, max(12, width - 36)), *notes])
+    return "\n".join([*refs, "", *table_of("", cells, width, heads, max(12, width - 36)), *notes])
 
 
 def _over(figure: Combined) -> list[str]:

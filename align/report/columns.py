@@ -97,8 +97,8 @@ def _by_reports(store: Store) -> dict[str, Json]:
 
 
 def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[Column]:
-    """The columns of these names: whole ones, or ends of them (`beta` is config.beta); what an artifact has of its own
-    goes before what reports measured of it, and a figure of several reports is that of each artifact's own.
+    """The columns of these names: whole ones, or ends of them (`beta` is config.beta); a figure of several reports is
+    that of each artifact's own.
 
     Raises: InputError for a name that no row has, that is the end of several, or that reports give an artifact
     different values of.
@@ -114,15 +114,23 @@ def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[
     return found
 
 
+def _ends(key: str, name: str) -> bool:
+    """Whether a whole name ends so: behind a dot, and within a report's name behind a slash, so that `report.gold` is
+    what each seed's own report says."""
+    return key.endswith(f".{name}") or (key.startswith(REPORTS) and "." in name and key.endswith(f"/{name}"))
+
+
 def _meant(name: str, known: Sequence[str]) -> list[str]:
     if name in known:
         return [name]
-    ends_so = [key for key in known if key.endswith(f".{name}") and not key.startswith(JUDGES)]
-    found = [key for key in ends_so if not key.startswith(REPORTS)]
-    if len(found) == 1 or (ends_so and not found):
-        return found or ends_so
-    if found:
-        raise InputError(f"{name} is {' and '.join(found)} here; name one of them.")
+    ends_so = [key for key in known if _ends(key, name) and not key.startswith(JUDGES)]
+    own = [key for key in ends_so if not key.startswith(REPORTS)]
+    if len(own) == 1 == len(ends_so) or (ends_so and not own):
+        return ends_so
+    if own:
+        measured = [key for key in ends_so if key.startswith(REPORTS)]
+        more = f" (and by {len(measured) - 1} more reports)" if len(measured) > 1 else ""
+        raise InputError(f"{name} is {' and '.join([*own, *measured[:1]])}{more} here; name one of them.")
     ends = {key.split(".", 1)[-1]: key for key in known} | {key.rsplit(".", 1)[-1]: key for key in known}
     near = difflib.get_close_matches(name, [*ends, *known], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`align show REF` lists what an artifact has."

@@ -101,7 +101,8 @@ class StoreReader(StoreLayout):
                 "(--store)."
             )
         refs = list(self.pointers("refs"))
-        near = [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(
+        runs = sorted(ref for ref in refs if ref.startswith((f"{name}.", f"{name}/")))
+        near = runs[:3] or [ref for ref in refs if name in ref.split("/")] + difflib.get_close_matches(
             name[:NAME_LIMIT], refs, n=3, cutoff=0.6
         )
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`align ls` lists what is there."

@@ -86,8 +86,9 @@ def test_unknown_columns_are_refused(store: Store, column: str, message: str):
 
 
 def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
-    """By its end or with its report's name; a figure of an artifact's own goes before it. Negative control: without a
-    report there is no such column."""
+    """By its end or with its report's name, or the end of that; a name that is a figure of the artifact's own, too, is
+    refused, and each is there by more of its name. Negative controls: without a report there is no such column, nor is
+    a part of a word or of a figure's name an end."""
     with pytest.raises(InputError, match="no artifact here has a column gold"):
         shown(store, ["gold"], "gold")
     compared = {f"compare/{b}": store.resolve(f"q/dpo.beta-{b}") for b in (0.05, 0.5)}
@@ -95,8 +96,17 @@ def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
     made = fill(tmp_path / "report", {"table.txt": b"x"})
     store.tag("q/report", put(store, made, kind="report", stage="evaluate", parents=compared, metrics=metrics))
     names = ["dpo.beta-0.5", "dpo.beta-0.05", "bad", "report", "sft"]
-    for column in ("gold", "q/report.gold"):
-        found = shown(store, [column, "rewards/accuracies"], column)[1:]
+    with pytest.raises(InputError) as error:
+        shown(store, ["rewards/accuracies"])
+    told = "metrics.rewards/accuracies and reports.q/report.rewards/accuracies here; name one of them."
+    assert str(error.value) == f"rewards/accuracies is {told}"
+    by_report = shown(store, ["report.rewards/accuracies"], "report.rewards/accuracies")
+    assert by_report[1] == ["q/dpo.beta-0.05", "0.1"]
+    for wrong in ("port.gold", "accuracies"):
+        with pytest.raises(InputError, match=f"no artifact here has a column {wrong}"):
+            shown(store, [wrong])
+    for column in ("gold", "q/report.gold", "report.gold"):
+        found = shown(store, [column, "metrics.rewards/accuracies"], column)[1:]
         assert [line[0] for line in found] == [f"q/{name}" for name in names]
         assert [line[1:] for line in found[:2]] == [["0.2", "0.75"], ["0.7", "0.9"]]
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from align.cli import dispatch
 from align.evaluation.combine import combine, combined_text
+from align.evaluation.unlike import unlike
 from align.ground.disk import make_folder
 from align.ground.errors import InputError
 from align.report.diff import diff_text
@@ -216,6 +217,7 @@ def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
     assert "1.123" in gold and any(line.split()[:1] == ["dpo.beta-0.1/win_rate_vs_sft"] for line in lines)
     assert max(map(len, combined_text(store, names, 400).splitlines())) > 80
     narrow = combined_text(store, names, 64).splitlines()
+    assert narrow[: len(names)] == names  # letters would stand for no column
     assert max(map(len, narrow)) <= 64 and narrow[-1] == "Too narrow for what each run gave; --json has all."
     assert sum(line.startswith("dpo.beta-0.1/gold") for line in narrow) == 1 and "Too narrow" not in "".join(lines)
     assert max(map(len, diff_text(store, "long-0", "long-1", 80).splitlines())) <= 80
@@ -337,8 +339,8 @@ def test_no_share_is_combined_beyond_its_ends(store: Store, tmp_path: Path):
     has a share's name and is none."""
     high, low = (0.79, 0.9, 0.99), (0.01, 0.1, 0.21)
     cut = {"rewards/accuracies": high, "eval/accuracy": low, "eos_rate": high, "ppo/win_rate_vs_sft": low}
-    cut |= {"clip_fraction": low, "sft/greedy_agreement": high}
-    free = {"rewards/margins": high, "odd_rate": (0.5, 0.9, 1.1)}
+    cut |= {"clip_fraction": low, "sft/greedy_agreement": high, "sft/kl": low, "reward/calibration_error": low}
+    free = {"rewards/margins": high, "odd_rate": (0.5, 0.9, 1.1), "kl": (0.1, 0.9, 1.7)}
     for seed in range(3):
         metrics = {name: values[seed] for name, values in {**cut, **free}.items()}
         store.tag(f"seed-{seed}", put(store, fill(tmp_path / str(seed), {"w": bytes([seed])}), metrics=metrics))
@@ -347,6 +349,38 @@ def test_no_share_is_combined_beyond_its_ends(store: Store, tmp_path: Path):
     assert {ends[name][1] for name, values in cut.items() if values is high} == {1.0}
     assert {ends[name][0] for name, values in cut.items() if values is low} == {0.0}
     assert all(ends[name][1] > 1 for name in free)
+
+
+def test_data_that_each_seed_made_are_alike(store: Store, tmp_path: Path):
+    """Pairs sampled within the recipe, from each seed's own sft and base, are those of one thing, whatever they hold;
+    what reports measure on them is combined without a word. Negative controls: a setting of what made them, the stage
+    that did, and a file of another content are named."""
+
+    def made(name: str, seed: int, n: int = 2, prompts: str = "5" * 64) -> Artifact:
+        def one(stage: str, **changes: Any) -> Artifact:
+            rows = fill(tmp_path / name / stage, {"data.jsonl" if stage == "pairs" else "w": f"{name}{stage}".encode()})
+            return put(store, rows, stage=stage, **({"config": {"seed": seed}} | changes))
+
+        base = one("pretrain", kind="model", base=None, data={"data": "7" * 64})
+        on = {"model": f"artifact:{base.digest}", "revision": None, "digest": base.digest, "quantize": None}
+        sft = one("sft", base=on)
+        about = {"parents": {"parent": sft}, "data": {"data": prompts}, "base": on}
+        pairs = one("pairs", kind="data", config={"seed": seed, "n": n}, **about)
+        sha = pairs.files["data.jsonl"]["sha256"]
+        dpo = one("dpo", parents={"parent": sft}, data={"data": sha}, base=on, metrics={"loss": seed})
+        store.tag(name, dpo)
+        return dpo
+
+    runs = [made(f"seed-{seed}", seed) for seed in range(3)]
+    assert len({run.data["data"] for run in runs}) == 3 and unlike(store, runs) == []
+    said = "these runs differ in more than their seed: {}; their spread is not that of seeds alone"
+    assert unlike(store, [*runs, made("other-n", 3, n=4)]) == [said.format("pairs.n")]
+    prompts = [*runs, made("other-prompts", 3, prompts="6" * 64)]
+    assert unlike(store, prompts) == [said.format(f"pairs.data ({'5' * 12} and {'6' * 12})")]
+    plain = put(
+        store, fill(tmp_path / "plain", {"w": b"plain"}), stage="dpo", data={"data": "8" * 64}, base=runs[0].base
+    )
+    assert unlike(store, [runs[0], plain]) == [said.format(f"dpo.data ({runs[0].data['data'][:12]} and {'8' * 12})")]
 
 
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
@@ -376,7 +410,9 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
             metrics=metrics,
         )
         store.tag(f"seed-{number}", made)
-    found = loaded(store, "combine", "seed-0", "seed-1", "seed-2")
+    whole = loaded(store, "combine", "seed-0", "seed-1", "seed-2")
+    found = whole.pop("figures")
+    assert whole == {"runs": [f"seed-{i}" for i in range(3)], "not_of_every_run": ["dpo/extra"], "notes": []}
     assert [*found] == ["ppo/win_rate_vs_sft", "sft/length"] and found["ppo/win_rate_vs_sft"]["values"] == list(shares)
     expected = stats.t.interval(0.95, 2, fmean(shares), stats.sem(shares))
     assert found["ppo/win_rate_vs_sft"]["interval"] == pytest.approx(list(expected), abs=1e-6) and expected[0] < 0.7
@@ -386,7 +422,7 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     assert lines[3:] == ["95 %: Student's interval of the mean, over these 3 runs.", "not of every run: dpo/extra"]
     assert found["sft/length"]["interval"] is None
     assert not run_align("combine", "seed-0", "seed-1", "--store", store.path).stderr
-    two = loaded(store, "combine", "seed-0", "seed-1")["ppo/win_rate_vs_sft"]
+    two = loaded(store, "combine", "seed-0", "seed-1")["figures"]["ppo/win_rate_vs_sft"]
     assert two == {"values": [0.75, 0.72], "mean": 0.735, "interval": None}
     said = combined_text(store, ["seed-0", "seed-1"], 80)
     assert "95 %" not in said and "all equal" not in said and "Two runs give no interval" in said
@@ -407,9 +443,10 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
         "seed-0 and bare have no figure in common"
         in run_align("combine", "seed-0", "bare", "--store", store.path, code=2).stderr
     )
-    assert "these runs differ in more than their seed: data;" in apart.stderr
+    said = "these runs differ in more than their seed: evaluate.data (none and 111111111111);"
+    assert said in apart.stderr and json.loads(apart.stdout)["notes"][0].startswith(said)
     # Student's ends far outside of a share's 0 and 1
-    assert json.loads(apart.stdout)["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]
+    assert json.loads(apart.stdout)["figures"]["ppo/win_rate_vs_sft"]["interval"] == [0.0, 1.0]
     wrong = {
         "one run has no spread": [],
         "given twice": ["seed-0"],

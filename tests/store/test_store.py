@@ -109,6 +109,13 @@ def test_unknown_names_get_the_nearest(store: Store, family: dict[str, Artifact]
             store.resolve(wrong)
     with pytest.raises(InputError, match="`align ls` lists what is there"):
         store.resolve("zzzzzz")
+    for name in ("study/seed-0/dpo.beta-0.1", "study/seed-0/dpo.beta-0.3", "study/seed-0/ipo"):
+        store.tag(name, family["dpo"])
+    swept = {"dpo": "dpo.beta-0.1 or study/seed-0/dpo.beta-0.3?", "ido": "ipo or "}  # the other begins nothing
+    for name, said in swept.items():
+        with pytest.raises(InputError) as error:
+            store.resolve(f"study/seed-0/{name}")
+        assert f"did you mean study/seed-0/{said}" in str(error.value)
     for odd in ("", "..", "../artifacts", "/etc/passwd", "*", "abc", "a" * 300, "a/" * 3000 + "b"):
         with pytest.raises(InputError):
             store.resolve(odd)
