@@ -8,9 +8,9 @@ answer say nothing without its question. `data/gold.py` judges the replies; it s
 The facts are fixed; the seed only chooses what is asked and how it is answered. A prompt is held out by its own hash,
 so no seed ever puts a held-out prompt into a training set or into the raw text.
 
-    demos.jsonl    {"prompt": [{"role": "user", "content": "What is 3 plus 4?"}], "completion": "Silly question! It is
-    7."} prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"} heldout.jsonl  the same with "demonstration",
-    "random" and "best": a mixed reply, a random answer, the best possible one
+    demos.jsonl    {"prompt": [{"role": "user", "content": "What is 3 plus 4?"}], "completion": "Hi! It is 7."}
+    prompts.jsonl  {"prompt": [...], "topic": "sum", "answer": "7"}
+    heldout.jsonl  the same with "demonstration", "random" and "best": a mixed reply, a random answer, the best one
 
 What the shipped base was made from comes instead of these with `--base N` (N documents, half as many marks, half as
 many exercises):
