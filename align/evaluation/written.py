@@ -12,6 +12,7 @@ from align.data.records import Prompt
 from align.ground.terminal import counted
 from align.recipe.fields import leaves
 from align.recipe.telling.problems import plain
+from align.report import summary
 from align.report.html import html
 from align.report.lists import lineage_text
 from align.report.summary import Report, Sample, Setting, ShownAnswer
@@ -69,7 +70,9 @@ def write_report(
         judged=list(scores),
         tied=tied(scores[headline], against) if headline in scores else (),
         prompts=len(prompts),
-        note=note(len(prompts), bench.config, any(name.endswith("_ci95") for name in metrics), notes),
+        note=note(
+            len(prompts), bench.config, any(name.endswith("_ci95") for name in metrics), [*of_pairs(metrics), *notes]
+        ),
         curves={name: curves for name, a in artifacts.items() if (curves := read_curves(bench.store, a))},
         reinforced={name: shown for name, a in artifacts.items() if (shown := read_reinforced(bench.store, a))},
         settings={name: held for name, a in artifacts.items() if (held := settings_of(bench.store, a))},
@@ -88,6 +91,21 @@ def write_report(
     )
     (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
+
+
+def of_pairs(metrics: Mapping[str, Any]) -> list[str]:
+    """How often the reward model is right on held-out pairs; nothing where there are none."""
+    found = summary.as_estimate(metrics, "reward/accuracy")
+    if found is None:
+        return []
+    ends = f" (95%: {summary.interval(found, share=True)})" if found.interval else ""
+    of = counted(metrics["reward/pairs"], "held-out pair")
+    said = (
+        f"the reward model scores the chosen answer higher in {summary.number(found.value, share=True)}{ends} of {of}"
+    )
+    length = summary.as_estimate(metrics, "reward/length_baseline_accuracy")
+    by_length = f", length alone in {summary.number(length.value, share=True)}" if length else ""
+    return [f"{said}{by_length}; 50% is chance"]
 
 
 def tied(scores: Mapping[str, list[list[judges.Score]]], against: str) -> list[str]:

@@ -181,6 +181,16 @@ def test_pair_statistics_by_hand() -> None:
     assert "eval/length_baseline_accuracy" not in pair_statistics(scores, lengths, "abcd", longer=None)
 
 
+def test_a_report_says_how_often_the_reward_model_is_right() -> None:
+    """With its interval and what length alone reaches. Negative control: a report without pairs says nothing of it."""
+    figures = {"reward/accuracy": 0.648, "reward/accuracy_ci95": [0.538, 0.744], "reward/pairs": 145, "sft/reward": 0.3}
+    said = "the reward model scores the chosen answer higher in 64.8% (95%: 53.8 to 74.4) of 145 held-out pairs"
+    assert evaluation.written.of_pairs(figures) == [f"{said}; 50% is chance"]
+    with_length = figures | {"reward/length_baseline_accuracy": 0.552}
+    assert evaluation.written.of_pairs(with_length) == [f"{said}, length alone in 55.2%; 50% is chance"]
+    assert evaluation.written.of_pairs({"sft/reward": 0.3, "sft/accuracy": 0.5}) == []
+
+
 def test_the_length_rule_is_learnt_on_other_pairs() -> None:
     """Negative control: the better of both rules on the very pairs that are measured, which is right more often than
     length is."""
@@ -238,6 +248,11 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
     assert [row["best"]["text"] for row in rows] == ["It is.", "No.", "Yes.", "Red!"]
     assert made.metrics["sft/kl"] == 0.0 and abs(made.metrics["dpo/kl"]) > 1e-3 and abs(made.metrics["base/kl"]) > 1e-3
     assert made.metrics["reward/pairs"] == 40 and 0 <= made.metrics["reward/accuracy"] <= 1
+    none: dict[str, object] = dict.fromkeys(("data", "judges", "baselines", "texts", "max_new_tokens"))
+    for report in (made, evaluate.run(config(pipeline, tmp_path, **none), pipeline.store)):  # the second has no table
+        of_pairs = f"The {evaluation.written.of_pairs(report.metrics)[0][4:]}."
+        for file in ("table.txt", "report.html"):
+            assert of_pairs in " ".join(pipeline.store.read(report, file).decode().split())
     assert made.metrics["dpo/loss"] != made.metrics["sft/loss"] and made.metrics["sft/perplexity"] == pytest.approx(
         np.exp(made.metrics["sft/loss"])
     )
