@@ -56,8 +56,9 @@ def push_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def push(args: argparse.Namespace) -> None:
-    """Send artifacts, with all that they come from, to a remote. What is there already is not sent again. To
-    hf://user/name goes one of them, a model or an adapter with its card, as a private repository of the hub."""
+    """Send artifacts, with their parents and bases, to a remote; of data that they were trained on goes the digest
+    alone, and a data artifact only where it is named. What is there already is not sent again. To hf://user/name goes
+    one of them, a model or an adapter with its card, as a private repository of the hub."""
     from align.report.lists import matching
 
     store = Store(args.store)
@@ -88,7 +89,7 @@ def push_to_hub(args: argparse.Namespace, store: Store) -> None:
 
 
 def pull(args: argparse.Namespace) -> None:
-    """Fetch artifacts, with all that they come from, from a remote. They are verified before any of them is in the
+    """Fetch artifacts, with their parents and bases, from a remote. They are verified before any of them is in the
     store."""
     if args.url.startswith(hub.SCHEME):
         name = hub.repository(args.url)

@@ -101,8 +101,8 @@ def _setting(run: Artifact, name: str) -> Any:
 
 def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
     """A line a figure: name, mean, interval over the runs, and what each run gave; where that is wider than `width`,
-    the runs stand above and have letters, or numbers, below; where that is, too, what each gave is left out, and so are
-    the letters."""
+    the runs stand above and have letters, or numbers, below; where that is, too, what each gave has tables of its
+    own."""
     found, others = combine(store, refs)
     means = {name: [f"{figure.mean:.4g}", *_over(figure)] for name, figure in found.items()}
     gave = {name: [f"{value:.4g}" for value in figure.values] for name, figure in found.items()}
@@ -117,9 +117,11 @@ def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
         rows = [["", *heads, *names], *([name, *means[name], *gave[name]] for name in found)]
         if fits(rows, width):
             return "\n".join([*above, *aligned(rows), *notes])
-    cells = {name: [[cell] for cell in row] for name, row in means.items()}
-    notes.append("Too narrow for what each run gave; --json has all.")
-    return "\n".join([*refs, "", *table_of("", cells, width, heads, max(12, width - 36)), *notes])
+    tables: list[str] = []
+    for cells, names in ((means, heads), (gave, called)):
+        in_lines = {name: [[cell] for cell in row] for name, row in cells.items()}
+        tables += ["", *table_of("", in_lines, width, names, max(12, width - 36))]
+    return "\n".join([*runs, *tables, *notes])
 
 
 def _over(figure: Combined) -> list[str]:

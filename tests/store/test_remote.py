@@ -726,3 +726,15 @@ print(sorted(before), "fsspec" in sys.modules, "torch" in sys.modules)
         [sys.executable, "-c", program, store.path], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.splitlines()[-1] == "[] True False"
+
+
+def test_data_travel_where_they_are_named(store: Store, tmp_path: Path):
+    """Of data that an adapter was trained on its manifest has the digest. Negative control: named, they travel."""
+    rows = {"data.jsonl": b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'}
+    pairs = make(store, tmp_path, 1, files=rows, kind="data", stage="pairs", base=None, text=None)
+    store.tag("w/pairs", pairs)
+    store.tag("w/dpo", make(store, tmp_path, 2, stage="dpo", data={"data": pairs.files["data.jsonl"]["sha256"]}))
+    assert store.push(tmp_path / "far", ["w/dpo"]).artifacts == 1
+    assert set(Store(tmp_path / "far").refs()) == {"w/dpo"}
+    assert store.push(tmp_path / "far", ["w/dpo", "w/pairs"]).artifacts == 1
+    assert Store(tmp_path / "far").resolve("w/pairs") == pairs
