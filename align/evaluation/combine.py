@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from string import ascii_uppercase
@@ -12,6 +12,7 @@ from typing import Any
 
 from align import measures
 from align.ground.errors import InputError
+from align.report.columns import reports
 from align.report.compare import judged_by
 from align.report.compare_text import table_of
 from align.report.summary import may_be_share
@@ -33,7 +34,7 @@ class Combined:
 
 
 def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Combined], list[str]]:
-    """Every figure that all artifacts have, by its name, and the names of those that only some have.
+    """Every figure that all artifacts have, also by reports, by its name, and the names of those that only some have.
 
     The interval of a share, by its name and its values, is kept within 0 and 1, that of another figure that cannot be
     negative above 0, where Student's knows no end. What else than settings differs, `unlike` says.
@@ -60,21 +61,45 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
                 f"{refs[0]} and {ref} differ in their settings {', '.join(differ)}, so they are no two runs of one "
                 f"thing; name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
-    figures = [
-        {k: float(v) for k, v in run.metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        for run in runs
-    ]
+    measured, judged = _by_reports(store, runs)
+    figures = [of_report | _numbers(run.metrics) for run, of_report in zip(runs, measured, strict=True)]
     shared = [name for name in figures[0] if all(name in found for found in figures)]
     if not shared:
         raise InputError(
             f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage "
             f"{runs[0].stage})."
         )
-    found, judged = {}, judged_by(runs[0].config)
+    judged |= judged_by(runs[0].config)
+    found = {}
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
         found[name] = Combined(values, sum(values) / len(values), _interval(values, *_ends(name, values, judged)))
     return found, sorted({name for of_run in figures for name in of_run} - set(shared))
+
+
+def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _by_reports(store: Store, runs: Sequence[Artifact]) -> tuple[list[dict[str, float]], set[str]]:
+    """What named reports measured of each run, by the last part of the report's name, report/gold, or by all of it
+    where two of one part have different values; and what judges measured."""
+    found: list[dict[str, dict[str, float]]] = [{} for _ in runs]
+    judged: set[str] = set()
+    for name, report, labels in reports(store):
+        for run, of_run in zip(runs, found, strict=True):
+            if run.digest in labels:
+                judged |= judged_by(report.config)
+                begin = f"{labels[run.digest]}/"
+                for key, value in _numbers(report.metrics).items():
+                    if key.startswith(begin):
+                        short = f"{name.rsplit('/', 1)[-1]}/{key.removeprefix(begin)}"
+                        of_run.setdefault(short, {})[f"{name}/{key.removeprefix(begin)}"] = value
+    figures: list[dict[str, float]] = [{} for _ in runs]
+    for of_run, told in zip(found, figures, strict=True):
+        for short, values in of_run.items():
+            told |= {short: next(iter(values.values()))} if len({*values.values()}) == 1 else values
+    return figures, judged
 
 
 def _ends(name: str, values: Sequence[float], judged: set[str]) -> tuple[float, float]:

@@ -384,6 +384,36 @@ def test_data_that_each_seed_made_are_alike(store: Store, tmp_path: Path):
     assert unlike(store, [runs[0], plain]) == [said.format(f"dpo.data ({runs[0].data['data'][:12]} and {'8' * 12})")]
 
 
+def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
+    """Of seeds within a stage one report has all figures; each run takes its own. Negative controls: where reports of
+    one name differ about a run, neither is taken for it, and without a report there is nothing of one."""
+    runs = {
+        f"dpo.seed-{i}": put(store, fill(tmp_path / str(i), {"w": bytes([i])}), metrics={"loss": 1.0}) for i in range(3)
+    }
+    for name, run in runs.items():
+        store.tag(f"two/{name}", run)
+    found, others = combine(store, list(runs.values()))
+    assert [*found] == ["loss"] and others == []
+    gold = dict(zip(runs, (0.7, 0.9, 0.98), strict=True))
+
+    def report(place: str, gold: dict[str, float]) -> None:
+        metrics = {f"{name}/gold": value for name, value in gold.items()} | {
+            f"{name}/gold_ci95": [0, 1] for name in gold
+        }
+        about = {"stage": "evaluate", "kind": "report", "config": {"judges": {"gold": "judge.py:gold"}}, "data": {}}
+        compared = {f"compare/{name}": runs[name] for name in gold}
+        files = fill(tmp_path / place, {"table.txt": place.encode()})
+        store.tag(f"{place}/report", put(store, files, parents=compared, metrics=metrics, **about))
+
+    report("two", gold)
+    found, others = combine(store, list(runs.values()))
+    assert [*found] == ["report/gold", "loss"] and others == []
+    assert found["report/gold"].values == tuple(gold.values()) and found["report/gold"].interval[1] == 1.0  # a share
+    report("again", {"dpo.seed-1": 0.5})
+    found, others = combine(store, list(runs.values()))
+    assert [*found] == ["loss"] and others == ["again/report/gold", "report/gold", "two/report/gold"]
+
+
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
     path = store.object_path(family["sft"].files["weights"]["sha256"])
     path.chmod(0o644)
