@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import inf
 from string import ascii_uppercase
 from textwrap import fill
-from typing import Any
 
 from align import measures
 from align.ground.errors import InputError
@@ -117,7 +116,7 @@ def _interval(values: Sequence[float], least: float, most: float) -> tuple[float
     return max(low, least), min(high, most)
 
 
-def _setting(run: Artifact, name: str) -> Any:
+def _setting(run: Artifact, name: str) -> object:
     """A setting; what evaluate compares `against` by its name in the results, as every run may have a prefix of its
     own."""
     value = run.config.get(name)

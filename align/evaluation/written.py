@@ -93,13 +93,13 @@ def write_report(
     (bench.folder / "table.txt").write_text(table(report), encoding="utf-8")
 
 
-def of_pairs(metrics: Mapping[str, Any]) -> list[str]:
+def of_pairs(metrics: Mapping[str, object]) -> list[str]:
     """How often the reward model is right on held-out pairs; nothing where there are none."""
-    found = summary.as_estimate(metrics, "reward/accuracy")
-    if found is None:
+    found, pairs = (summary.as_estimate(metrics, f"reward/{name}") for name in ("accuracy", "pairs"))
+    if found is None or pairs is None:
         return []
     ends = f" (95%: {summary.interval(found, share=True)})" if found.interval else ""
-    of = counted(metrics["reward/pairs"], "held-out pair")
+    of = counted(round(pairs.value), "held-out pair")
     said = (
         f"the reward model scores the chosen answer higher in {summary.number(found.value, share=True)}{ends} of {of}"
     )

@@ -115,8 +115,8 @@ def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[
 
 
 def _ends(key: str, name: str) -> bool:
-    """Whether a whole name ends so: behind a dot, and within a report's name behind a slash, so that `report.gold` is
-    what each seed's own report says."""
+    """Whether a whole name ends so: behind a dot, and within a report's name behind a slash, so that `report.accuracy`
+    is what each seed's own report says."""
     return key.endswith(f".{name}") or (key.startswith(REPORTS) and "." in name and key.endswith(f"/{name}"))
 
 
