@@ -179,7 +179,8 @@ def slugs(values: Sequence[object]) -> list[str]:
 
 
 def _slug(text: str) -> str:
-    found = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"\.{2,}", ".", text), flags=re.ASCII)
+    text = re.sub(r"\.{2,}", ".", re.sub(r"(?<=\de)\+", "", text))  # 1e+30 is not to be taken for 1e-30
+    found = re.sub(r"[^A-Za-z0-9._-]+", "-", text, flags=re.ASCII)
     return found.rstrip("-.") if re.match(r"-?\d", found) else found.strip("-.")
 
 

@@ -126,6 +126,7 @@ def test_parents_and_data_can_be_swept(read: Read) -> None:
     ("values", "expected"),
     [
         ([0.05, 1e-5, -0.5, 0.5], ["0.05", "1e-05", "-0.5", "0.5"]),
+        ([1e30, 1e-30, "some+more"], ["1e30", "1e-30", "some-more"]),
         ([True, None, "plain"], ["true", "null", "plain"]),
         (["../a.jsonl", "data/b.jsonl"], ["a.jsonl", "b.jsonl"]),
         (["x/a", "y/a"], ["x-a", "y-a"]),
