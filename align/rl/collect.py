@@ -21,7 +21,7 @@ from align.models.process import trim_heap
 from align.models.roles import Roles
 from align.rendering.render import Renderer
 from align.rl.advantages import Advantages, Rollout, corrected, without_variance
-from align.rl.groups import DrawnGroup, ScoredGroup, attach, gather, in_seeded_passes
+from align.rl.groups import DrawnGroup, ScoredGroup, attach, gather
 from align.rl.kl import Price
 from align.rl.measured import Also, check_start, measured, nothing
 from align.rl.observer import Observer
@@ -239,7 +239,7 @@ class Rollouts:
         """Answers to the next `count` prompts, by all ranks, and their scores."""
         rank, world = rank_and_world()
         places = range(self.asked, self.asked + count)
-        which = in_seeded_passes(places, len(self.prompt_ids), self.config.seed)
+        which = steps.in_seeded_passes(places, len(self.prompt_ids), self.config.seed)
         self.asked += count
         examples, mine = self.draw(index, which[rank::world], attempt)
         everyone = gather(mine)

@@ -51,14 +51,3 @@ def attach(examples: list[Example], columns: Mapping[str, Sequence[np.ndarray]],
         own = {name: tuple(column[i * n : (i + 1) * n]) for name, column in padded.items()}
         out.append(replace(example, columns=own))
     return out
-
-
-def in_seeded_passes(places: Sequence[int], n: int, seed: int) -> list[int]:
-    """What stands at `places` of seeded passes over `n` things, one pass after the other."""
-    out: list[int] = []
-    for k in places:
-        lap, place = divmod(k, n)
-        if not out or place == 0:
-            order = np.random.default_rng([seed, lap]).permutation(n)
-        out.append(int(order[place]))
-    return out

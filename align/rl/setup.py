@@ -10,6 +10,7 @@ from align import judges, losses, memory, packed, rl, training
 from align.data.formats import read_prompts
 from align.data.records import Prompt
 from align.data.split import opening
+from align.data.steps import in_seeded_passes
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import counted, say
 from align.guard.rl import RolloutGuard, rollout_signs
@@ -110,7 +111,7 @@ class Setup:
                 observer.end(source.sampler, bench.folder)
         for moving in self.moving:
             moving.note(bench.folder)
-        answered = rl.groups.in_seeded_passes(range(source.asked), len(self.prompts), bench.config.seed)
+        answered = in_seeded_passes(range(source.asked), len(self.prompts), bench.config.seed)
         trained_on.note(bench.folder, (opening(self.prompts[i]) for i in answered))
         return made
 

@@ -11,6 +11,7 @@ from align.data import split
 from align.data.records import Prompt, Record
 from align.data.split import opening, openings
 from align.ground.errors import InputError
+from align.inputs.fit import root
 from align.stage import catalogue
 from align.store import Artifact, Store
 from align.store.artifact import Lineage
@@ -74,6 +75,17 @@ def seen(
     return len(found), lines
 
 
+def not_known(store: Store, artifacts: Iterable[Artifact], data: str) -> list[str]:
+    """What is to be said ahead of a run where reinforcement learning takes its prompts from the very `data` (a digest)
+    that is measured on, and which it will take is not known."""
+    return [
+        f"{store.label(node)} trains on prompts of the same file, and which ones is known only then: those are refused "
+        "here, after all training. Set `trained_on: drop`, or measure on a file of its own"
+        for node in lineage_of(store, artifacts)
+        if FILE not in node.files and _learns_from(node) == "rewards" and data in _trained_from(node)
+    ]
+
+
 def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
     """Artifacts and all that they were made from, each once."""
     nodes = (node for artifact in artifacts for node in _ancestors(store.lineage(artifact)))
@@ -83,6 +95,11 @@ def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
 def _learns_from(node: Artifact) -> str:
     stage = catalogue.find(node.stage)
     return stage.learns_from if stage else "nothing"
+
+
+def _trained_from(node: Artifact) -> set[str]:
+    """Digests of its data, without what it holds out."""
+    return {digest for name, digest in node.data.items() if root(name) == "data"}
 
 
 def _noted(store: Store, node: Artifact, among: Collection[str]) -> set[str]:

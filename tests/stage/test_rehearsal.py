@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 
 import align
 from align import generate, sft
+from align.data.formats import read_prompts
+from align.data.split import opening
 from align.ground.errors import InputError
 from align.stage.ahead.dry_run import plan
 from align.store import Store
@@ -411,3 +413,50 @@ def test_what_counts_is_marked(tmp_path: Path) -> None:
         and "\\u001b[31m" in shown[0]
     )
     assert "".join(line.strip() for line in shown).endswith("«No.<|end|>»") and "…" in "".join(shown)
+
+
+def reinforced(folder: Path) -> dict[str, Any]:
+    """A recipe whose grpo takes two of eight prompts, and a report on heldout.jsonl."""
+    recipe = healthy(folder)
+    grpo = {"parent": "sft", "data": "prompts.jsonl", "judges": {"g": "judge.py:score"}, "max_steps": 1, **SAMPLED}
+    recipe["stages"] = {
+        "sft": {"data": "sft.jsonl", "max_steps": 1},
+        "grpo": {**grpo, "group_size": 2, "batch_size": 4, "rollout_size": 4},
+        "report": {"kind": "evaluate", "compare": ["sft", "grpo"], "data": "heldout.jsonl", **SAMPLED},
+    }
+    return recipe
+
+
+def test_which_prompts_a_short_run_will_take(tmp_path: Path) -> None:
+    """They are those that the run notes, so a report on one of them is refused before anything trains. Negative
+    control: a report on all others is not."""
+    recipe = reinforced(tmp_path)
+    made = Store(tmp_path / "store")
+    dry_run(tmp_path, recipe | {"stages": {k: v for k, v in recipe["stages"].items() if k != "report"}}, dry=False)
+    noted = {*map(json.loads, made.read(made.resolve("r/grpo"), "trained_on.jsonl").splitlines())}
+    shutil.rmtree(made.path)
+    prompts = list(read_prompts(tmp_path / "prompts.jsonl"))
+    taken = [p for p in prompts if opening(p) in noted]
+    assert len(taken) == 2 and len(prompts) == 8
+    recipe["stages"]["report"]["data"] = "prompts.jsonl"
+    with pytest.raises(InputError, match=rf"{re.escape(taken[0].where)}: r/grpo was trained on .* one of 2 of 8 here"):
+        dry_run(tmp_path, recipe)
+    write_rows(tmp_path / "heldout.jsonl", [p.row() for p in prompts if p not in taken])
+    recipe["stages"]["report"]["data"] = "heldout.jsonl"
+    assert not dry_run(tmp_path, recipe).path.exists()
+
+
+def test_prompts_that_may_be_refused_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a file too long to be read ahead it is not known which prompts are taken. Negative controls: such prompts are
+    to be dropped, and measured on another file."""
+    recipe = reinforced(tmp_path)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Which colour is ball {i}?"} for i in range(2100)])
+    told = "r/report: r/grpo trains on prompts of the same file, and which ones is known only then: "
+    for more, expected in (({"data": "prompts.jsonl"}, True), ({"data": "prompts.jsonl", "trained_on": "drop"}, False)):
+        setting("report", **more)(tmp_path, recipe)
+        dry_run(tmp_path, recipe)
+        assert (told in " ".join(capsys.readouterr().out.split())) == expected
+    setting("report", data="heldout.jsonl", trained_on="error")(tmp_path, recipe)
+    setting("grpo", hold_out="heldout.jsonl")(tmp_path, recipe)
+    dry_run(tmp_path, recipe)
+    assert told not in " ".join(capsys.readouterr().out.split())

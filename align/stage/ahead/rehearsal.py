@@ -85,8 +85,8 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
 
 
 def answered(bench: Workbench, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
-    """The prompts that reinforcement learning will train on, where all rows were read and it comes to all that have
-    room."""
+    """The prompts that reinforcement learning will train on, where all rows were read; it may come to more, where
+    groups are drawn anew or rollouts are left early."""
     c = bench.config
     if not hasattr(c, "rollout_size") or not train or not looked["data"].whole:
         return ()
@@ -95,7 +95,8 @@ def answered(bench: Workbench, renderer: Renderer, train: list[Any], looked: Loo
         if "drop" in (c.truncate, c.bad_rows)
         else train
     )
-    return left if rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1)) >= len(left) else ()
+    taken = rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1))
+    return [left[i] for i in {*steps.in_seeded_passes(range(taken), len(left), c.seed)}]
 
 
 def rollouts(config: Any, prompts: int) -> tuple[int, int]:
