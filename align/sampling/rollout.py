@@ -30,7 +30,7 @@ from align.sampling.decode import Cache
 from align.sampling.draw import draw, uniforms
 from align.sampling.generating import Drawing, contiguous_inputs, generation_config, plainly
 from align.sampling.growing import probe_growing
-from align.sampling.stopping import Ends, StopStrings, Told
+from align.sampling.stopping import Ends, Growing, StopStrings, Told
 from align.sampling.together import Together, rows_together
 
 KEEP_ALL_ABOVE = 0.9
@@ -99,7 +99,7 @@ class Sampler:
         `tokens` bounds the tokens held at a time, each prompt once. `temperature` 0 is greedy. Draws come from torch's
         global generator. `told` is told of every token of a single answer as it is drawn, and may raise to end it.
         """
-        with Task("sampling", len(prompts) * n, "answers") as task, self._model() as model:
+        with Growing(len(prompts) * n, max_new_tokens) as task, self._model() as model:
             together = "all" if self.grows else sampled_together(self.roles, model, self.pad_id)
             times = n if together == "none" else 1
             prompts, n = [p for p in prompts for _ in range(times)], n // times
@@ -112,13 +112,13 @@ class Sampler:
                 if together.startswith("equal lengths"):
                     group = [i for i in group if len(prompts[i]) == len(prompts[order[-1]])]
                 del order[-len(group) :]
-                ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device, told)
+                ends = Ends(len(group) * n, max_new_tokens, self.stop_ids, self.strings, model.device, told, task)
                 ids, logprobs = grow(model, [prompts[i] for i in group], n, max_new_tokens, temperature, ends)
                 columns = (ids.tolist(), logprobs.cpu().numpy(), ends.length.tolist(), ends.ended.tolist())
                 answers = [Answer(row[:k], p[:k].copy(), ended) for row, p, k, ended in zip(*columns, strict=True)]
                 for j, i in enumerate(group):
                     out[i] = answers[j * n : (j + 1) * n]
-                task.add(len(answers))
+                task.before += len(answers)
         return [[a for answers in out[i : i + times] for a in answers] for i in range(0, len(out), times)]
 
     def _grow(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from align.ground.progress import Task
+
 SLACK = 4
 """Tokens decoded beyond the longest stop string: a decoder may strip a space or lack a part of a character where a
 piece begins."""
@@ -39,8 +41,29 @@ Told = Callable[[Sequence[int]], None]
 """Told the ids of an answer so far, at each of its tokens. What it raises ends the sampling."""
 
 
+class Growing(Task):
+    """Answers under way: how many are whole, and at which of at most `limit` tokens those are that grow in step."""
+
+    def __init__(self, answers: int, limit: int) -> None:
+        super().__init__("sampling", answers, "answers")
+        self.limit = limit
+        self.before, self.whole, self.token = 0, 0, 0
+        """Answers of the batches before, those that are whole, and the newest token of the others."""
+
+    def grow(self, token: int, ended: int, rows: int) -> None:
+        """Of a batch of `rows` answers so many have ended, and all others have `token` tokens."""
+        self.token = token
+        self.whole = self.before + (ended if token < self.limit else rows)
+        self.done = self.before + ended + (rows - ended) * token / self.limit
+
+    def parts(self, seconds: float) -> list[str]:
+        at = [f"token {self.token:,} of {self.limit:,}"] if self.token else []
+        return [f"{self.whole:,}/{self.total:,.0f} {self.unit}", *at, *super().parts(seconds)[1:]]
+
+
 class Ends:
-    """Which of R answers that grow in step have ended, and after how many tokens. `told` hears of the first of them."""
+    """Which of R answers that grow in step have ended, and after how many tokens. `told` hears of the first of them,
+    `task` how far they are."""
 
     def __init__(
         self,
@@ -50,8 +73,9 @@ class Ends:
         strings: StopStrings | None,
         device: torch.device,
         told: Told | None = None,
+        task: Growing | None = None,
     ):
-        self.stop_ids, self.strings, self.told = torch.tensor(stop_ids, device=device), strings, told
+        self.stop_ids, self.strings, self.told, self.task = torch.tensor(stop_ids, device=device), strings, told, task
         self.length = torch.full((rows,), limit, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
@@ -63,5 +87,7 @@ class Ends:
         now &= ~self.ended[rows]
         self.length[rows[now]] = ids.shape[1]
         self.ended[rows[now]] = True
+        if self.task is not None:
+            self.task.grow(ids.shape[1], int(self.ended.sum()), len(self.ended))
         if self.told is not None:
             self.told(ids[0].tolist())

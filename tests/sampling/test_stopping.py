@@ -3,6 +3,7 @@ were drawn."""
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.rendering.render import load_renderer
 from align.sampling.rollout import Answer, Sampler
-from align.sampling.stopping import StopStrings
+from align.sampling.stopping import Growing, StopStrings
 from tests.conftest import ROOT
 from tests.models.models import VOCAB, make_roles
 
@@ -86,3 +87,28 @@ def test_the_text_of_an_answer_leaves_the_stop_string_out() -> None:
     ids = renderer.tokenizer("It is 7.\nQuestion: more", add_special_tokens=False)["input_ids"]
     assert renderer.answer(ids, ["Question:", "\n"]) == "It is 7."
     assert renderer.answer(ids, ["more?"]) == renderer.answer(ids) == "It is 7.\nQuestion: more"
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("tokens", [65536, 20])  # all answers at once, and a prompt's at a time
+def test_how_far_answers_are_is_told_at_each_token(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share never falls, moves within a batch, and comes to the whole; answers are counted that have ended, as in
+    what comes out. Negative control: until the first of a batch ends, none more is counted."""
+    told: list[tuple[float, int, int, str]] = []
+    grow = Growing.grow
+
+    def seen(self: Growing, token: int, ended: int, rows: int) -> None:
+        grow(self, token, ended, rows)
+        told.append((self.share or 0.0, self.before, ended, " ".join(self.parts(1.0)[:2])))
+
+    monkeypatch.setattr(Growing, "grow", seen)
+    sampler = Sampler(make_roles(name, torch.float32), "policy", [2, 3, 4], 0)
+    torch.manual_seed(0)
+    answers = sampler(PROMPTS, n=4, max_new_tokens=12, temperature=1.0, tokens=tokens)
+    shares = [share for share, *_ in told]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len({*shares}) >= 12
+    assert told[-1][3].startswith("12/12 answers token ") and re.fullmatch(r"\d+/12 answers token 1 of 12", told[0][3])
+    ended = {before: n for _, before, n, _ in told}  # of each batch, at its last token
+    assert sum(ended.values()) == sum(a.ended for several in answers for a in several)
+    assert len(ended) == (1 if tokens == 65536 else 3)
+    assert any(share > 0 and text.startswith("0/12 answers token ") for share, *_, text in told)
