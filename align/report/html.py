@@ -95,11 +95,15 @@ def environment() -> Environment:
     return found
 
 
-def _parts(name: str) -> Markup:
-    """A name, escaped, in which a line may break where a part of it ends, and as long as it fits in no other place."""
+def _parts(name: str, mark: Markup | None = None) -> Markup:
+    """A name, escaped, in which a line may break where a part of it ends, and as long as it fits in no other place;
+    none breaks behind the `mark` before it."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(map(escape, name_parts(name)))
+    parts = [*map(escape, name_parts(name))]
+    if mark is not None:
+        parts[:1] = [Markup('<span class="lead">{}{}</span>').format(mark, parts[0])]
+    return Markup("<wbr>").join(parts)
 
 
 def _whole(text: str, names: Sequence[str]) -> Markup:

@@ -115,13 +115,16 @@ def curve(
     points: Sequence[tuple[float, float]], held_out: Sequence[tuple[float, float]] = (), title: str = ""
 ) -> Markup:
     """One metric over steps as a line before the range of what was averaged; its held-out twin as dots. Infinite points
-    are left out."""
+    are left out. Of one step it is said which, as the value stands above."""
     finite = [point for point in points if drawable(*point)]
     dots = [point for point in held_out if drawable(*point)]
     if not finite and not dots:
         return Markup('<p class="muted">no finite values</p>')
     xs, ys = [x for x, _ in finite + dots], [y for _, y in finite + dots]
-    first, last = min(xs), max(max(xs), min(xs) + max(1.0, abs(min(xs)) / 1e9))
+    if len({*xs}) == 1:
+        beside = f"; held out {number(dots[-1][1])}" if finite and dots else ""
+        return Markup(f'<p class="muted">at step {xs[0]:,.0f}{beside}</p>')
+    first, last = min(xs), max(max(xs), min(xs) + abs(min(xs)) / 1e9)
     axes = _Axes(first, last, ticks(min(ys), max(ys)))
     parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
     runs = thin(finite)
@@ -156,7 +159,7 @@ def overlaid(curves: Mapping[int, Sequence[tuple[float, float]]], title: str) ->
     xs, ys = [x for x, _ in points], [y for _, y in points]
     first, last = min(xs), max(max(xs), min(xs) + max(1.0, abs(min(xs)) / 1e9))
     axes = _Axes(first, last, ticks(min(ys), max(ys)))
-    parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}")
+    parts = axes.drawn(f"{first:,.0f}", f"step {last:,.0f}") if len({*xs}) > 1 else axes.drawn(f"step {first:,.0f}", "")
     for place, line in finite.items():
         runs = thin(line)
         dashes = f' stroke-dasharray="{dash(place)} 3"' if dash(place) else ""
@@ -172,9 +175,11 @@ def against_kl(points: Sequence[tuple[float, float]], furthest: float, title: st
     finite = [point for point in points if drawable(*point, furthest)]
     if not finite:
         return Markup('<p class="muted">no finite values</p>')
+    if len(finite) == 1:
+        return Markup(f'<p class="muted">at √KL {number(finite[0][0])}</p>')
     ys = [y for _, y in finite]
     axes = _Axes(0.0, furthest or 1.0, ticks(min(ys), max(ys)))
-    parts = axes.drawn("0", f"√KL {furthest:.2g}")
+    parts = axes.drawn("0", f"√KL {furthest or 1.0:.2g}")
     parts += [f'<polyline class="line" points="{axes.path(finite)}"/>', *(axes.point(x, y) for x, y in finite[:-1])]
     hovered = axes.hovered(sorted((x, f"√KL {number(x)}: {number(y)}") for x, y in finite))
     return _picture(

@@ -180,8 +180,8 @@ def number(value: float, share: bool = False) -> str:
     """A value with the digits that matter: one decimal of shares in %, three significant figures else."""
     if share:
         return f"{100 * value:.{int(value != 1)}f}%"
-    if not math.isfinite(value):
-        return str(value)
+    if not math.isfinite(value) or 0 < abs(value) < 1e-6:  # of which six decimals would show none but zeros
+        return f"{value:.3g}"
     decimals = 0 if value == 0 else max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:,.{decimals}f}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,26 @@ def test_a_name_and_its_score_are_apart(tmp_path: Path) -> None:
         with opened((tmp_path / "page.html").as_uri(), width, "main") as (page, _):
             found = page.evaluate(ends)
             assert len(found) == 3 and all(gap >= 8 and beyond <= 0 for gap, beyond in found), found
+
+
+def test_a_square_stands_beside_its_name_on_a_phone(tmp_path: Path) -> None:
+    """In the tables of figures and of cost, and "even" over the line of no difference. Negative control: squares that a
+    line may end behind stand above."""
+    names = ["base", "sft", "dpo", "grpo"]
+    figures = {f"{name}/{what}": 0.7 for name in names for what in ("gold", "win_rate_vs_sft")}
+    spread = {f"{key}_ci95": [0.66, 0.74] for key in figures}
+    del figures["sft/win_rate_vs_sft"], spread["sft/win_rate_vs_sft_ci95"]
+    costs: Any = {name: {"seconds": 50.0, "tokens_per_second": 300.0, "peak_memory_bytes": 3e9} for name in names[1:]}
+    found = Report("t", names, figures | spread, headline="gold", judged=["gold"], costs=costs)
+    (tmp_path / "page.html").write_text(html(found), encoding="utf-8")
+    above = "[...document.querySelectorAll('tbody th')].filter(th => { const range = document.createRange(); "
+    above += "range.selectNodeContents(th.querySelector('.lead').lastChild); return th.querySelector('.swatch')."
+    above += "getBoundingClientRect().bottom <= range.getBoundingClientRect().top; }).map(th => th.textContent)"
+    middles = "(what => (box => (box.left + box.right) / 2)(what.getBoundingClientRect()))"
+    even = "[...document.querySelectorAll('.ends span')].find(end => end.textContent === 'even' && end.offsetWidth)"
+    line = "[...document.querySelectorAll('line.guide')].find(line => line.getAttribute('x1') === '50.00%')"
+    with opened((tmp_path / "page.html").as_uri(), 400, "main") as (page, _):
+        assert page.evaluate("document.querySelectorAll('tbody th').length") == 7 and page.evaluate(above) == []
+        assert abs(page.evaluate(f"{middles}({even}) - {middles}({line})")) < 2
+        page.add_style_tag(content=".lead { white-space: normal; } tbody th { max-width: 0; width: 0; }")
+        assert page.evaluate(above) == [*names, *names[1:]]

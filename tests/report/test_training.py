@@ -13,7 +13,7 @@ import pytest
 from align.ground.errors import AlignError
 from align.report import plots
 from align.report.html import html
-from align.report.summary import Estimate, Reinforced, Watched
+from align.report.summary import Estimate, Reinforced, Watched, number
 from align.report.text import show_text
 from align.report.training import over_distance, read_curves, read_reinforced, some
 from align.store import Artifact, Store
@@ -141,7 +141,22 @@ def test_reward_over_distance_is_where_it_belongs() -> None:
     heights = [float(y) for _, y, _ in dots]
     assert heights == sorted(heights, reverse=True)  # a higher reward is further up
     assert "√KL 3" in picture
-    assert plots.against_kl([(0.0, 0.5)], 0.0).count("<circle") == 1
+    still = plots.against_kl([(0.0, 0.5), (0.0, 0.6)], 0.0)  # a policy that never moved: the axis goes on to 1
+    assert still.count("<circle") == 2 and "√KL 1<" in still
+
+
+def test_one_point_is_a_figure_and_no_chart() -> None:
+    """Where it was, as its value stands above; no second step is made up. Negative controls: two steps, and values too
+    small for six decimals, which are no row of zeros."""
+    assert plots.curve([(1.0, 0.25)]) == '<p class="muted">at step 1</p>'
+    assert plots.curve([(7.0, 0.25)], [(7.0, 0.5)]) == '<p class="muted">at step 7; held out 0.500</p>'
+    assert plots.against_kl([(0.0, 0.5)], 0.0) == '<p class="muted">at √KL 0</p>'
+    for two in (plots.curve([(1.0, 0.25), (2.0, 0.5)]), plots.curve([(2.0, 0.25)], [(0.0, 0.5)])):
+        assert ">step 2</text>" in two and "<svg" in two
+    beside = plots.overlaid({0: [(1.0, 0.25)], 1: [(1.0, 0.5)]}, "loss")
+    assert ">step 1</text>" in beside and "step 2" not in beside and beside.count("<circle") == 2
+    assert ">step 2</text>" in plots.overlaid({0: [(1.0, 0.25)], 1: [(2.0, 0.5)]}, "loss")
+    assert (number(3e-8), number(-3e-8), number(0.0), number(1e-6)) == ("3e-08", "-3e-08", "0", "0.000001")
     assert "no finite values" in plots.against_kl([(0.0, float("nan"))], 1.0)
 
 
