@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from align.ground.errors import InputError
+from align.ground.progress import Task
 from align.models import base, process
 from align.models.heads import ScoreHead
 from align.packed.attention import select_native_attention
@@ -88,8 +89,9 @@ def scores_by_transformers(
     folder: Path, rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[nn.Module, Tensor]:
     """The classifier in `folder` as plain transformers loads it, and its scores (N,) of a padded batch, in fp32."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    model = model.to(process.device()).eval()
+    with Task("reading what was written"):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        model = model.to(process.device()).eval()
     batch = tokenizer.pad({"input_ids": [list(row) for row in rows]}, return_tensors="pt").to(model.device)
     return model, model(**batch).logits[:, 0].cpu()
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from align.adapters.methods import Method, holds, layers, method_of
+from align.ground.progress import each
 from align.models.roles import Roles
 from align.packed.token_rows import TokenRows, bare
 from align.parallel.narrow import Narrow, kept
@@ -84,7 +85,7 @@ class MergedCopy:
             dtype = torch.float32 if isinstance(plain, Narrow) else weight.dtype
             merged = weight if here else torch.empty_like(weight, dtype=dtype)
             setattr(plain, matrix, nn.Parameter(merged, requires_grad=False))
-        for layer, plain, matrix in fresh:
+        for layer, plain, matrix in each("merging adapters", fresh, "matrices") if fresh else ():
             held = [name for name in self.names if holds(layer, name)]
             getattr(plain, matrix).copy_(self.methods[held[0]].merged(layer, held, matrix))
         made: dict[int, nn.Parameter] = {}  # tied ones stay one tensor

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from align.data.examples import Example
 from align.ground.disk import sha256_file
 from align.ground.errors import AlignError, InputError
+from align.ground.progress import Task, each
 from align.models import base, precision
 from align.models.adapted import plain_key
 from align.models.heads import ScoreHead
@@ -116,8 +117,9 @@ def _rendered(renderer: Renderer) -> object:
 @torch.no_grad()
 def weight_hashes(model: nn.Module, dtype: str) -> dict[str, str]:
     """sha256 of every tensor of a model in "fp32", "bf16" or "fp16", by name; whole numbers keep their type."""
-    stored = precision.DTYPES[dtype]
-    return {name: _hash(t.to(stored) if t.is_floating_point() else t) for name, t in model.state_dict().items()}
+    stored, held = precision.DTYPES[dtype], model.state_dict().items()
+    tensors = each("hashing weights", held, "tensors")
+    return {name: _hash(t.to(stored) if t.is_floating_point() else t) for name, t in tensors}
 
 
 def _hash(tensor: Tensor) -> str:
@@ -138,7 +140,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Roles:
         except SafetensorError as error:
             raise AlignError(f"{path} ({path.stat().st_size:,} bytes) cannot be read: {error}. {NOTHING}") from error
     try:
-        return Roles(base.load_base(folder, quantize=None, dtype=dtype))
+        with Task("reading what was written"):
+            return Roles(base.load_base(folder, quantize=None, dtype=dtype))
     except (InputError, OSError, ValueError, RuntimeError) as error:
         raise AlignError(
             f"{folder}: the stored model does not load ({type(error).__name__}: {error}). {NOTHING}"

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from align.ground.progress import Task, each
 from align.models.precision import DTYPES
 
 
@@ -18,7 +19,7 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
     that what is stored is what is measured. By its own settings it ends answers where the text contract `text` does."""
     stored = DTYPES[dtype]
     end_by_contract(model, text)
-    for parameter in model.parameters():
+    for parameter in each("rounding weights", [*model.parameters()], "tensors"):
         parameter.copy_(parameter.to(stored))
     held = model.state_dict()
     # once for all that share a tensor, or a tied head would be written beside its embedding
@@ -30,7 +31,8 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: str, text: Mapping[s
         del model.config.auto_map
     # each of several processes reads again what it wrote; transformers has one alone write
     model.should_save_on_this_rank = bool  # type: ignore[method-assign, assignment]
-    model.save_pretrained(folder, state_dict=state)
+    with Task("writing the model"):
+        model.save_pretrained(folder, state_dict=state)
     for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
         if isinstance(config, PreTrainedConfig):
             config.dtype = stored  # transformers wrote the precision of the live weights

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import align
 from align import measures, merge, models
 from align.ground.errors import AlignError, InputError
+from align.ground.progress import Task
 from align.measures.logits import compare_logits
 from tests.conftest import Pipeline
 from tests.stages.helpers import committed, forget
@@ -39,6 +40,22 @@ def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path) -> None:
     assert (logits(base) - logits(adapters)).abs().max() > 1e-2  # negative control
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
     assert not [path for path in out.rglob("*") if "adapter" in path.name or "head" in path.name]
+
+
+def test_what_takes_long_is_told_by_its_name(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a large base all of these take long, and a clock that ticks says at what. Negative control: an adapter's
+    outputs are compared with no model written."""
+    told: list[str] = []
+    begin = Task.__enter__
+    monkeypatch.setattr(Task, "__enter__", lambda self: (told.append(self.title), begin(self))[1])
+    merge.run(merge.Config(parent="tiny/dpo", threads=1), pipeline.store)
+    first, last = (place for place, what in enumerate(told) if what == "computing logits")
+    between = ["merging adapters", "rounding weights", "writing the model", "hashing weights"]
+    assert told[first + 1 : last] == [*between, "reading what was written", "hashing weights"]
+    told.clear()
+    generate = {"parent": "tiny/dpo", "data": pipeline.recipe.with_name("prompts.jsonl"), "max_new_tokens": 2}
+    align.generate.run(align.generate.Config(**generate, threads=1), pipeline.store)  # type: ignore[arg-type]
+    assert "merging adapters" in told and not {*between[1:]} & {*told}
 
 
 def test_rounding_is_measured_and_refused_where_it_is_large(pipeline: Pipeline, tmp_path: Path) -> None:
