@@ -177,7 +177,8 @@ def reference(config: Config, parents: Mapping[str, Artifact]) -> str:
 
 def work(bench: Workbench) -> Outcome:
     config = bench.config
-    prompts = unseen(bench, reading.read(bench, "data"))[: config.limit] if config.data else []
+    prompts, dropped = unseen(bench, reading.read(bench, "data")) if config.data else ([], [])
+    prompts = prompts[: config.limit]
     functions = judges.load_all(config.judges, prompts, bench.settings["judges"], bench.programs)
     renderer = bench.load_renderer()
     prompts, prompt_ids = renderer.prompts(prompts, config.max_new_tokens, bench.context)
@@ -191,8 +192,9 @@ def work(bench: Workbench) -> Outcome:
     scorers = [*rewards, *([bench.parents["judge_model"]] if config.judge_model else [])]
     texts_read = reading.read(bench, "texts") if config.texts else []
     pairs_read = reading.read(bench, "pairs") if config.reward and config.pairs else []
-    notes = reading.say_seen(bench, "data", prompts, "prompts", [*measured, *scorers])
-    notes += [
+    notes = [
+        *dropped,
+        *reading.say_seen(bench, "data", prompts, "prompts", [*measured, *scorers]),
         *reading.say_seen(bench, "texts", texts_read, "prompts of texts", measured),
         *reading.say_seen(bench, "pairs", pairs_read, "prompts of pairs", rewards),
     ]
@@ -247,12 +249,12 @@ def ready(bench: Workbench, records: Mapping[str, Records[Any]]) -> None:
         for note in trained_on.not_known(bench.store, compared(bench.parents).values(), digest):
             say(f"{bench.title}: {note}")
     if "data" in records:
-        baselines(bench.config, unseen(bench, records["data"])[: bench.config.limit])
+        baselines(bench.config, unseen(bench, records["data"])[0][: bench.config.limit])
 
 
-def unseen(bench: Workbench, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that nothing compared was trained on by reinforcement learning; `align.stage.trained_on.leave_out`
-    raises."""
+def unseen(bench: Workbench, prompts: list[Prompt]) -> tuple[list[Prompt], list[str]]:
+    """The prompts that nothing compared was trained on by reinforcement learning, and what is to be said of others;
+    `align.stage.trained_on.leave_out` raises."""
     kept, notes = trained_on.leave_out(
         bench.store, compared(bench.parents).values(), prompts, bench.config.trained_on == "drop"
     )
@@ -260,7 +262,7 @@ def unseen(bench: Workbench, prompts: list[Prompt]) -> list[Prompt]:
         say(f"{bench.title}: {note}")
     if len(kept) < len(prompts):
         bench.left_out["trained_on/prompts"] = len(prompts) - len(kept)
-    return kept
+    return kept, notes
 
 
 def folder_of(bench: Workbench, artifact: Artifact | None) -> Path | None:

@@ -81,13 +81,13 @@ def run(config: Config, store: Store) -> Artifact:
     if not (taken and is_export(out, store.asked(prepare(STAGE, config, store).key))):
         check_place(out)
     artifact = execute(STAGE, config, store)
+    name = config.name or STAGE.name
     if out is not None and not taken and ranks.commits():
-        name = config.name or STAGE.name
         with Work(f"{name}: writing {out}"):
             store.materialise(artifact, out, "model", beside=exported(store, artifact, name, model=""))
         kind = "AutoModelForSequenceClassification" if artifact.kind == "classifier" else auto_class(store, artifact)
         say(f"exported to {out}: {kind}.from_pretrained({str(out)!r}); in the store it is {name}")
-    say("\n".join(verdict_lines(artifact)))
+    say("\n".join(f"{name}: {line}" for line in verdict_lines(artifact)))
     return artifact
 
 

@@ -108,7 +108,7 @@ def _print(
     else:
         text = _table(rows, seconds, store)
         if recipe.is_swept or list(made.values())[-1].kind != "report":
-            text += f"\n\n{_next(recipe, list(made), store)}{store.flag}"
+            text += f"\n\nnext: {_next(recipe, list(made), store)}{store.flag}"
     print_result(text, f"The artifacts are made: {', '.join(rows)}")
 
 

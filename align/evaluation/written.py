@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, Protocol
@@ -20,10 +21,13 @@ from align.report.table import table
 from align.report.text import SHORT
 from align.report.training import read_curves, read_reinforced
 from align.stage import catalogue
+from align.stage.trained_on import lineage_of
 from align.stage.workbench import Workbench
-from align.store import Artifact, Store
+from align.store import Artifact, CostRecord, Store
 
 ALL_LINEAR = "all-linear"
+DIGEST = re.compile(rf"\b([0-9a-f]{{{SHORT}}})[0-9a-f]{{{64 - SHORT}}}\b")
+"""Of a file, such as a judge's; its first digits are shown."""
 SHOWN = 12
 """Prompts whose answers the page shows."""
 
@@ -58,7 +62,6 @@ def write_report(
                     row[name] = {"text": rows[i][k], **{m: by_name[name][i][k] for m, by_name in scores.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     artifacts = {role.split("/")[-1]: a for role, a in bench.parents.items()}
-    costs = {name: found for name, a in artifacts.items() if (found := bench.store.cost(a))}
     report = Report(
         title=bench.title,
         stages=beside,
@@ -86,7 +89,7 @@ def write_report(
             )
             for i, prompt in enumerate(prompts[:SHOWN])
         ],
-        costs=costs,
+        costs=costs(bench.store, artifacts),
         lineage="\n\n".join(lineage_text(bench.store, a.digest) for a in artifacts.values()),
     )
     (bench.folder / "report.html").write_text(html(report), encoding="utf-8")
@@ -106,6 +109,14 @@ def of_pairs(metrics: Mapping[str, object]) -> list[str]:
     length = summary.as_estimate(metrics, "reward/length_baseline_accuracy")
     by_length = f", length alone in {summary.number(length.value, share=True)}" if length else ""
     return [f"{said}{by_length}; 50% is chance"]
+
+
+def costs(store: Store, artifacts: Mapping[str, Artifact]) -> dict[str, CostRecord]:
+    """What the artifacts cost, by their names in the results, and all that these were made from, by theirs."""
+    called = {artifact.digest: name for name, artifact in artifacts.items()}
+    before = [node for node in lineage_of(store, artifacts.values()) if node.digest not in called]
+    named = [*artifacts.items(), *((store.label(node), node) for node in before)]
+    return {name: found for name, artifact in named if (found := store.cost(artifact))}
 
 
 def tied(scores: Mapping[str, list[list[judges.Score]]], against: str) -> list[str]:
@@ -138,7 +149,7 @@ def settings_of(store: Store, artifact: Artifact) -> list[Setting]:
             value = group[path[-1]]
             default = None if field.is_required() else field.get_default(call_default_factory=True)
             usual = "none" if field.is_required() else plain(default)
-            files = mixed(artifact, path[-1], value) or plain(value)
+            files = mixed(artifact, path[-1], value) or DIGEST.sub(r"\1", plain(value))
             found.append(Setting(".".join(path), files, usual if value != default else None))
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from align.guard.rollout_limits import RolloutLimits
-from align.guard.rollout_signs import SIGNS, as_scored, rollout_signs
+from align.guard.rollout_signs import SIGNS, as_found, rollout_signs
 from align.guard.signs import Figures, Sign, Warned, Watching
 
 __all__ = ["RolloutGuard", "RolloutGuardState", "rollout_signs"]
@@ -68,6 +68,6 @@ class RolloutGuard(Watching):
 
     def _look(self, names: Sequence[str]) -> None:
         more = {"reward_hacking": (self.monitors, self.groups)}
-        signs = as_scored(self.signs, self.rollouts[-1])
+        signs = as_found(self.signs, self.rollouts, self.limits)
         seen = {name: signs[name].told(self.rollouts, self.limits, *more.get(name, ())) for name in names}
         self.tell(len(self.rollouts) - 1, seen)

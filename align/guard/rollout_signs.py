@@ -155,10 +155,8 @@ SIGNS: dict[str, Sign] = {
     ),
     "eos_rate": Sign(
         eos_rate,
-        "the reward pays for going on, missing_eos_penalty is too low beside it, or max_new_tokens is too short for "
-        "these prompts",
-        "raise missing_eos_penalty or max_new_tokens; where it was so in the first rollout, the SFT data lacks ends "
-        "of turn",
+        "the reward pays for going on, or missing_eos_penalty is too low beside it",
+        "raise missing_eos_penalty, or max_new_tokens where longer answers are wanted",
     ),
     "length": Sign(
         length,
@@ -229,6 +227,13 @@ UNSCORED = (
 )
 """Of `no_variance`, where half of the answers or more have no score."""
 
+CUT = (
+    "max_new_tokens is too short for these prompts, as it was so before anything was trained; or what is trained on was "
+    "never taught to end an answer",
+    "raise max_new_tokens; where few answers end however high it is, go on from sft, which teaches their end",
+)
+"""Of `eos_rate`, where few answers ended in the first rollout."""
+
 
 def rollout_signs(served: object, resample: int) -> dict[str, Sign]:
     """The signs, with causes and remedies as they are where a server draws, or groups are drawn anew."""
@@ -236,11 +241,12 @@ def rollout_signs(served: object, resample: int) -> dict[str, Sign]:
     return SIGNS | {name: Sign(SIGNS[name].seen, *said) for name, said in advice.items()}
 
 
-def as_scored(signs: Mapping[str, Sign], figures: Figures) -> Mapping[str, Sign]:
-    """The signs, with cause and remedy as they are where answers have no score."""
-    if figures.get("unscored", 0.0) < 0.5:
-        return signs
-    return {name: Sign(sign.seen, *UNSCORED) if name == "no_variance" else sign for name, sign in signs.items()}
+def as_found(signs: Mapping[str, Sign], rollouts: Sequence[Figures], limits: RolloutLimits) -> Mapping[str, Sign]:
+    """The signs, with causes and remedies as they are where answers have no score, and where few ended from the
+    start."""
+    found = {"no_variance": UNSCORED} if rollouts[-1].get("unscored", 0.0) >= 0.5 else {}
+    found |= {"eos_rate": CUT} if rollouts[0]["eos_rate"] < limits.eos_rate else {}
+    return {**signs, **{name: Sign(signs[name].seen, *said) for name, said in found.items()}}
 
 
 def unseen(weights: Mapping[str, float], values: bool, groups: bool) -> dict[str, str]:

@@ -8,6 +8,7 @@ part with commas. Flags win over `--config FILE`, which holds the same keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -217,6 +218,17 @@ class _Command(Generic[C]):
         path = self.flags.get(short.replace("-", "_"))
         return f"--{short}{'.NAME' if path and words.only_maps(self.fields[path]) else ''}"
 
+    def in_full(self, said: str) -> list[str]:
+        """Which keys flags stand for that were given by their last part, where what is `said` of the whole is about
+        their group: `--model` was typed, and not base, which a parent stands for as well."""
+        kin = {"base": ("base", "parent")}
+        short = {path: name for path, name in self.spelt.items() if len(path) > 1 and name != ".".join(path)}
+        return [
+            f"--{name} is {'.'.join(path)} here."
+            for path, name in short.items()
+            if name != path[0] and any(re.search(rf"\b{key}\b", said) for key in kin.get(path[0], path[:1]))
+        ]
+
     def result(self) -> Flags[C]:
         given: Json = {}
         lines: dict[words.Path, str] = {}
@@ -264,6 +276,7 @@ class _Command(Generic[C]):
                 wrong.append((path, text))
         wrong = words.but_meant(wrong, self.config, [*self.strange, *given])
         self.found += [f"{origin(path)}{text}" for path, text in wrong]
+        self.found += self.in_full(" ".join(text for path, text in wrong if not path))
         if config is None or self.found:
             raise InputError("\n".join(dict.fromkeys(self.found)))
         on = {name: self.switches.get(name) == "true" for name in ("json", "dry-run")}

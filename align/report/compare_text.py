@@ -16,6 +16,8 @@ KEY, VALUE = 30, 24
 """Characters of a key, and of a value, at most."""
 CURVES = 4
 """Curves that are drawn."""
+NAMED = 4
+"""Others that are named; of more it is said how many."""
 PICTURE = 38
 """Characters that a picture is wide."""
 
@@ -77,7 +79,8 @@ def _curves(found: Comparison, width: int, html: str | None) -> Iterator[list[st
         yield ["  ".join(line.ljust(PICTURE) for line in row).rstrip() for row in rows]
     if pictures:
         shows = f"{html} shows" if html else "--html FILE shows"
-        more = f" Not drawn: {len(names) - CURVES}, which {shows}." if len(names) > CURVES else ""
+        rest = [*names[CURVES:][:NAMED], *([f"{len(names) - CURVES - NAMED} more"] if names[CURVES + NAMED :] else [])]
+        more = f" Not drawn: {', '.join(rest)}, which {shows}." if rest else ""
         yield [fill(f"Letters are the runs above, + several of them.{more}", width)]
 
 

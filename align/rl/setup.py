@@ -187,8 +187,8 @@ def prompts_that_fit(
                 "max_new_tokens."
             )
         say(
-            f"{bench.title}: {fit.count(False):,} of {len(rows):,} prompts were dropped: no room to answer within "
-            f"{limit} ({longest:,})"
+            f"{bench.title}: {fit.count(False):,} of {len(rows):,} prompts dropped: no room to answer within {limit} "
+            f"({longest:,})"
         )
     return [p for p, fits in zip(prompts, fit, strict=True) if fits], [
         ids for ids, fits in zip(rows, fit, strict=True) if fits

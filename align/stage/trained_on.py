@@ -40,7 +40,8 @@ def leave_out(
         return prompts, []
     by, many = store.label(before[opening(seen[0])]), f"{len(seen):,} of {len(prompts):,}"
     if kept and drop:
-        return kept, [f"{many} prompts were left out: {by} was trained on them"]
+        were, them = ("was", "it") if len(seen) == 1 else ("were", "them")
+        return kept, [f"{many} prompts {were} left out: {by} was trained on {them}"]
     remedy = "Take others, or set `trained_on: drop` to leave such prompts out" if kept else "Take others"
     raise InputError(
         f"{seen[0].where}: {by} was trained on this prompt, one of {many} here, so what it answers says little of "
@@ -68,7 +69,10 @@ def seen(
         if of_one:
             by.setdefault(len(of_one), []).append(name)
             found |= of_one
-    lines = [f"{n:,} of {len(records):,} {what} were trained on by {', '.join(names)}" for n, names in by.items()]
+    lines = [
+        f"{n:,} of {len(records):,} {what} {'was' if n == 1 else 'were'} trained on by {', '.join(names)}"
+        for n, names in by.items()
+    ]
     silent = [store.label(node) for node in nodes if FILE not in node.files and _learns_from(node) != "nothing"]
     for name in silent:
         lines.append(f"{name} does not say which prompts it was trained on; some may be among these {what}")

@@ -85,6 +85,23 @@ def test_answers_without_a_score_are_the_cause() -> None:
     assert "Likely cause: these prompts are too easy" in told(0.01)
 
 
+def test_answers_that_never_ended_are_cut_and_those_that_no_longer_end_are_paid_for() -> None:
+    """What the first rollout was, before anything was trained, tells the two apart; neither blames data of sft, whose
+    answers all end."""
+
+    def told(*rates: float) -> str:
+        watch = Guard(Limits(), "run", (), 128)
+        for i, rate in enumerate(rates):
+            watch.rollout(i, {**HEALTHY, "eos_rate": rate}, None)
+        return str(watch.warnings[-1]["message"])
+
+    for rates in ((0.5,), (0.5, 0.4)):
+        said = told(*rates)
+        assert "Likely cause: max_new_tokens is too short" in said and "What to do: raise max_new_tokens" in said
+    assert "Likely cause: the reward pays for going on" in told(0.9, 0.5) and "too short" not in told(0.9, 0.5)
+    assert "SFT data" not in told(0.5) + told(0.9, 0.5)
+
+
 def test_figures_that_a_stage_does_not_measure_are_no_sign() -> None:
     bare = {k: v for k, v in HEALTHY.items() if k in ("reward/mean", "kl", "entropy", "eos_rate", "length")}
     assert warned([bare] * 12) == []

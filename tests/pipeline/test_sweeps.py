@@ -65,7 +65,9 @@ def test_a_sweep_makes_only_what_is_new(
     dispatch(["sweep", str(pipeline.recipe), "--set", *BETAS, "--until", "dpo", "--store", str(store.path)])
     done = capsys.readouterr()
     assert all("done before, skipped" in line for line in done.err.splitlines())
-    assert done.out.splitlines()[-1] == f"align compare 'tiny/dpo.*' --store {store.path}"
+    assert done.out.splitlines()[-1] == f"next: align compare 'tiny/dpo.*' --store {store.path}"
+    dispatch(["run", str(pipeline.recipe), "--until", "sft", "--store", str(store.path)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: align show tiny/sft --store {store.path}"
     dispatch(["compare", "tiny/dpo.*", "--store", str(store.path)])
     assert "beta                  0.2  0.5" in capsys.readouterr().out.splitlines()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from align import chat, generate, grpo, ppo, pretrain, sft
+from align import chat, generate, grpo, merge, ppo, pretrain, sft
 from align import dpo as dpo_stage
 from align import evaluate as evaluate_stage
 from align.evaluate import Config
@@ -179,6 +179,23 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_one_problem(argv: tuple[str, ...], message: str) -> None:
     assert problems(dpo, *NEEDED, *argv) == [message]
+
+
+def test_a_flag_given_by_its_last_part_is_told_in_full() -> None:
+    """Where what is said is about its group under a name that was not typed. Negative controls: the group's own name
+    was typed, or what is said is of something else."""
+    both = "both base and parent are set; a parent already says which base it is on, so leave out base."
+    named = "--model is base.model here."
+    assert problems(dpo, *NEEDED, "--model", "x") == [both, named]
+    assert problems(dpo, *NEEDED, "--base", "x") == problems(dpo, *NEEDED, "--base.model", "x") == [both]
+
+    def merging(*argv: str) -> object:
+        return parse_flags(merge.Config, argv, prog="align merge")
+
+    lacks, *rest = problems(merging, "--model", "my-dpo", "--out", "exported")
+    assert lacks.startswith("parent is missing; name the artifact to merge") and rest == [named]
+    assert len(problems(merging, "--out", "exported")) == 1
+    assert [line for line in problems(dpo, "--rank", "8", "--data", "x") if " here." in line] == []
 
 
 @pytest.mark.parametrize(

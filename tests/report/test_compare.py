@@ -400,9 +400,13 @@ def test_the_page(store: Store, tmp_path: Path):
     assert f"--html: {out} is there already" in run_align("compare", "q/dpo.*", *flags, code=2).stderr
     found = compare(store, ["q/dpo.*"])
     many = replace(found, curves={f"curve {n}": found.curves["loss"] for n in range(6)})
-    assert "Not drawn: 2, which --html FILE shows." in " ".join(compared_text(many, 80).split())
+    assert "Not drawn: curve 4, curve 5, which --html FILE shows." in " ".join(compared_text(many, 80).split())
     assert max(map(len, compared_text(many, 80).split("\n"))) <= 80
-    assert "Not drawn: 2, which b.html shows." in compared_text(many, 80, "b.html")
+    more = replace(found, curves={f"curve {n}": found.curves["loss"] for n in range(11)})
+    told = " ".join(compared_text(more, 80, "b.html").split())
+    assert "Not drawn: curve 4, curve 5, curve 6, curve 7, 3 more, which b.html shows." in told
+    few = replace(found, curves={f"curve {n}": found.curves["loss"] for n in range(4)})
+    assert "Not drawn" not in compared_text(few, 80)
 
 
 def test_hostile_text_stays_text(store: Store, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +17,14 @@ from scipy import stats
 from align import evaluate, evaluation, measures, merge, models, sft
 from align import pipeline as pipelines
 from align.data.records import Message, Prompt
-from align.evaluation import columns
+from align.evaluation import columns, written
 from align.ground.errors import AlignError, InputError
 from align.measures.intervals import share_interval
 from align.measures.statistics import pair_statistics, prefers_longer
 from align.packed.attention import native_attention
+from align.report.html import html
+from align.report.lists import lineage_text
+from align.report.summary import Report, duration
 from align.report.text import show_text
 from align.stage.command import main
 from tests.conftest import Pipeline, write_rows
@@ -258,6 +262,25 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
     )
     page = pipeline.store.read(made, "report.html").decode()
     assert "dpo" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
+
+
+def test_the_cost_of_all_that_the_lineage_names(pipeline: Pipeline) -> None:
+    """What reinforcement learning costs includes its reward model; negative control: sft's own line has none."""
+    found = written.costs(pipeline.store, {"ppo": pipeline.made["ppo"]})
+    assert [*found][0] == "ppo" and {*found} == {"ppo", "tiny/reward", "tiny/sft", "tiny/pretrain"}
+    shown = lineage_text(pipeline.store, pipeline.made["ppo"].digest)
+    assert all(name in shown for name in found) and "tiny/dpo" not in shown
+    assert [*written.costs(pipeline.store, {"sft": pipeline.made["sft"]})] == ["sft", "tiny/pretrain"]
+    page = html(Report("t", ["ppo"], {}, costs=found))
+    assert f">{duration(sum(cost['seconds'] for cost in found.values()))}</td>" in page.partition(">all<")[2]
+
+
+def test_a_judge_is_shown_by_its_first_digits(pipeline: Pipeline) -> None:
+    """As everywhere; negative control: digits that are no digest stay."""
+    told = {"gold": f"{'ab' * 32}:score", "long": "9" * 70}
+    made = replace(pipeline.made["ppo"], stage="grpo", config={"judges": told})
+    (shown,) = (setting.value for setting in written.settings_of(pipeline.store, made) if setting.name == "judges")
+    assert shown == f"{{gold: {'ab' * 6}:score, long: {'9' * 70}}}"
 
 
 @pytest.mark.parametrize(

@@ -137,11 +137,18 @@ def test_what_ppo_trained_on_is_not_measured(
     left = evaluate.run(measured(pipeline, "tiny/held", trained_on="drop"), pipeline.store)
     rows = pipeline.store.read(left, "samples.jsonl").splitlines()
     assert len(rows) == len(out) and left.metrics["trained_on/prompts"] == 8 - len(out)
-    assert f"{8 - len(out)} of 8 prompts were left out: tiny/held was trained on them" in capsys.readouterr().err
+    told = f"{8 - len(out)} of 8 prompts were left out: tiny/held was trained on them"
+    page, table = (pipeline.store.read(left, file).decode() for file in ("report.html", "table.txt"))
+    assert told in capsys.readouterr().err and f"{told}." in page and f"{told}." in " ".join(table.split())
+    two = write_rows(tmp_path / "two.jsonl", [{"prompt": "Hi?"}, prompts[noted[0]].row()])
+    evaluate.run(measured(pipeline, "tiny/held", data=two, trained_on="drop"), pipeline.store)
+    assert "1 of 2 prompts was left out: tiny/held was trained on it\n" in capsys.readouterr().err
     run(pipeline, "dpo", parent="tiny/held", name="tiny/after")
     with pytest.raises(InputError, match="tiny/held was trained on this prompt"):
         evaluate.run(measured(pipeline, "tiny/after"), pipeline.store)
-    assert "trained_on/prompts" not in evaluate.run(measured(pipeline, "tiny/sft"), pipeline.store).metrics
+    untouched = evaluate.run(measured(pipeline, "tiny/sft"), pipeline.store)
+    assert "trained_on/prompts" not in untouched.metrics  # and so of what the page says
+    assert "left out" not in pipeline.store.read(untouched, "report.html").decode()
     same: dict[str, Any] = {
         k: getattr(made, k)
         for k in ("kind", "stage", "version", "config", "parents", "base", "text", "data", "metrics")
@@ -187,7 +194,7 @@ def test_what_supervised_stages_trained_on_is_told(
     assert found.metrics["trained_on/data"] == len(asked & every) and found.metrics["trained_on/texts"] == len(every)
 
     _, told = seen(pipeline.store, [], [*read_prompts(file)], "prompts", {"a": asked, "b": asked, "c": {*[*asked][:1]}})
-    assert told == ["9 of 9 prompts were trained on by a, b", "1 of 9 prompts were trained on by c"]
+    assert told == ["9 of 9 prompts were trained on by a, b", "1 of 9 prompts was trained on by c"]
 
     others = write_rows(tmp_path / "others.jsonl", [{"prompt": "Hi?"}])
     clean = evaluate.run(measured(pipeline, "tiny/every", data=others), pipeline.store)

@@ -28,10 +28,14 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(input_ids=IDS).logits[0]
 
 
-def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_the_export_is_the_policy(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A stack of two adapters, merged in fp32: plain transformers gives PEFT's logits; the base alone does not."""
     out = tmp_path / "exported"
-    made = merge.run(merge.Config(parent="tiny/dpo", out=out, threads=1), pipeline.store)  # type: ignore[arg-type]
+    made = merge.run(merge.Config(parent="tiny/dpo", out=out, threads=1, name="mine/export"), pipeline.store)  # type: ignore[arg-type]
+    said = capsys.readouterr().err  # each line says of which stage, as in a recipe others spoke before
+    assert "\nmine/export: verdict: equal (KL " in said and "\nverdict: " not in said
     assert made.metrics["verdict"] == "equal" and made.metrics["greedy_agreement"] == 1.0
     adapters, tokenizer = align.load("tiny/dpo", pipeline.store)
     exported = AutoModelForCausalLM.from_pretrained(out)

@@ -410,7 +410,7 @@ def test_prompts_that_are_dropped(pipeline: Pipeline, tmp_path: Path, capsys: py
         for data in (rows, without)
     ]
     assert found[0] == found[1]
-    assert "rows: 1 of 4 prompts were dropped: no room to answer within max_length (96)" in capsys.readouterr().err
+    assert "rows: 1 of 4 prompts dropped: no room to answer within max_length (96)" in capsys.readouterr().err
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "red " * 200}])
     with pytest.raises(InputError, match=r"^all 1 prompts were dropped: the first has "):
         run(pipeline, "ppo", data=long, truncate="drop")
