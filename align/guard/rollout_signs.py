@@ -226,9 +226,8 @@ UNSCORED = (
     "look at what the judge gives None for, and for which prompts",
 )
 """Of `no_variance`, where half of the answers or more have no score."""
-
 CUT = (
-    "max_new_tokens is too short for these prompts, as it was so before anything was trained; or what is trained on was "
+    "max_new_tokens is too short for these prompts, as it was so before anything was trained; or what is trained was "
     "never taught to end an answer",
     "raise max_new_tokens; where few answers end however high it is, go on from sft, which teaches their end",
 )

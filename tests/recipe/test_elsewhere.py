@@ -29,7 +29,15 @@ def told(stage: str, *argv: str) -> str:
 
 @pytest.mark.parametrize(
     "heading",
-    ["## TRL", "## axolotl", "## LLaMA-Factory", "## Unsloth", "## other tools", "## What has nothing to set"],
+    [
+        "## TRL",
+        "## axolotl",
+        "## LLaMA-Factory",
+        "## Unsloth",
+        "## older transformers and TRL",
+        "## other tools",
+        "## What has nothing to set",
+    ],
 )
 def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
     page, file = (rows(section(text_of(path), heading)) for path in (PAGE, FILE))
@@ -59,6 +67,20 @@ def test_the_page_shows_the_tables_that_errors_read(heading: str) -> None:
         ("output_dir", "is --name here."),
         ("lr", "lr of other tools is --learning_rate here."),
         ("output", "output of other tools is --name here (what is made lies in the store;"),
+        (
+            "evaluation_strategy",
+            "evaluation_strategy of older transformers and TRL is --eval_steps or --eval_epochs here",
+        ),
+        ("per_gpu_train_batch_size", "is --batch_size here (of all processes together)."),
+        ("model_max_length", "is --max_length here (prompt and completion together)."),
+        ("torch_dtype", "torch_dtype of older transformers and TRL is --precision here."),
+        ("no_eval", "is --eval_fraction here (0 holds none out)."),
+        ("tokenizer", "there is nothing to set: it is the base's own, or the parent's."),
+        ("no_cuda", "there is nothing to set: a CUDA device is taken where there is one, else the CPU;"),
+        ("response_template", "there is nothing to set: answers are learnt, prompts are not"),
+        ("use_peft", "there is nothing to set: an adapter is what trains"),
+        ("dataset_text_field", "there is nothing to set: what a row means is told from its keys"),
+        ("adam_beta1", "there is nothing to set: AdamW has transformers' own, 0.9 and 1e-8;"),
         ("num_epochs", "num_epochs of axolotl is --epochs here."),
         ("packing", "there is nothing to set: rows are packed wherever the model allows it, and exactly"),
         ("top_p", "there is nothing to set: answers are drawn from the model's own distribution"),

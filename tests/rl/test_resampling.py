@@ -11,8 +11,8 @@ import pytest
 
 from align import grpo
 from align.data.examples import Example
-from align.rl.collect import Rollouts
 from align.data.steps import in_seeded_passes
+from align.rl.collect import Rollouts
 from align.rl.groups import ScoredGroup
 from align.rl.rewards import Reward
 from align.rl.shaping import Moments

@@ -267,7 +267,7 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
 def test_the_cost_of_all_that_the_lineage_names(pipeline: Pipeline) -> None:
     """What reinforcement learning costs includes its reward model; negative control: sft's own line has none."""
     found = written.costs(pipeline.store, {"ppo": pipeline.made["ppo"]})
-    assert [*found][0] == "ppo" and {*found} == {"ppo", "tiny/reward", "tiny/sft", "tiny/pretrain"}
+    assert next(iter(found)) == "ppo" and {*found} == {"ppo", "tiny/reward", "tiny/sft", "tiny/pretrain"}
     shown = lineage_text(pipeline.store, pipeline.made["ppo"].digest)
     assert all(name in shown for name in found) and "tiny/dpo" not in shown
     assert [*written.costs(pipeline.store, {"sft": pipeline.made["sft"]})] == ["sft", "tiny/pretrain"]

@@ -28,9 +28,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return model(input_ids=IDS).logits[0]
 
 
-def test_the_export_is_the_policy(
-    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A stack of two adapters, merged in fp32: plain transformers gives PEFT's logits; the base alone does not."""
     out = tmp_path / "exported"
     made = merge.run(merge.Config(parent="tiny/dpo", out=out, threads=1, name="mine/export"), pipeline.store)  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
-from align.ground.errors import AlignError
 from align.data.steps import in_seeded_passes
+from align.ground.errors import AlignError
 from align.rl.server.sampler import SampleRequest, ServedSampler
 from align.sampling.rollout import Answer, Sampler
 from align.training.processes import rank_and_world
