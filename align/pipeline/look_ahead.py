@@ -136,9 +136,16 @@ def _placed(recipe: Recipe, name: str, said: str) -> str:
         path = tuple(about["setting"].split(".")) if about else ()
         if about and path[0] in type(entry.config).model_fields:
             lines.append(f"{recipe.setting(entry.stage, path)}{line[about.end('setting') :]}")
+        elif not lines and (key := next((k for k, file in _files(entry).items() if _is_row(line, file)), None)):
+            lines.append(f"{recipe.setting(entry.stage, (root(key),))}: {line}")
         else:
             lines.append(line if lines or line.startswith(f"{title}:") else f"{title}: {line}")
     return "\n".join(lines)
+
+
+def _is_row(line: str, file: str) -> bool:
+    """Whether a line is about a row of a file, as records say where they stand."""
+    return re.match(rf"{re.escape(str(Path(file)))}(:\d| row \d)", line) is not None
 
 
 def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str) -> str:

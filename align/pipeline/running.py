@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from align import memory, training
+from align.data.shapes.advice import in_recipe
 from align.ground import ranks
 from align.ground.errors import AlignError, InputError, NotTrained, Stopped
 from align.ground.json import Json
@@ -71,7 +72,7 @@ def run(
     earlier, names = _cut(recipe, from_, until)
     _check_laid_over(recipe, names)
     store = store or store_of(recipe)
-    with Work(recipe.name), nullcontext() if dry_run else store.hold() as held:
+    with Work(recipe.name), in_recipe(), nullcontext() if dry_run else store.hold() as held:
         pinned = Pinned(store, held)
         made = _given(recipe, names, earlier, pinned)
         steps = look_ahead(recipe, names, made, pinned)

@@ -484,7 +484,7 @@ def test_a_key_that_no_message_has(write: Callable[..., str]) -> None:
         (
             {"id": 1, "q": "Hi", "a": "x"},
             '"prompt" and "completion" are missing. A conversation needs prompt and completion (or messages); found '
-            "id, q, a. Where columns of other names hold them, say which: --columns.prompt NAME.",
+            "id, q, a. Rename q to prompt and a to completion, or say so: --columns.prompt q --columns.completion a.",
         ),
         ({"prompt": "Hi", "completion": " \n"}, '"completion" is empty. Remove the row, or give it text.'),
         ({"prompt": "Hi", "completion": 3}, '"completion" is 3; expected text or a list of messages.'),

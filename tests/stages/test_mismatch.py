@@ -162,7 +162,7 @@ def test_columns_that_fit_no_stage(pipeline: Pipeline) -> None:
     recipe.write_text(f"{text}  last: {{kind: dpo, parent: sft, data: odd.jsonl}}\n")
     found = refusals(pipeline.store, [*calls.items(), ("run", {"recipe": str(recipe)})])
     assert all("odd.jsonl:1: " in line and "found foo, bar" in line for line in found), found
-    assert found[-1].startswith("tiny/last: ")
+    assert found[-1].startswith(f"{recipe}:22: stages.last.data: ")
 
 
 def test_what_the_work_asks_is_asked_before_it_loads(pipeline: Pipeline) -> None:

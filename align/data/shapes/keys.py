@@ -149,7 +149,7 @@ def _is_harmless(key: str, row: Mapping[str, object], kind: str) -> bool:
     value = row[key]
     if key in WEIGHTS and said(value) in ("1", "1.0", "true"):
         return True
-    if key in LABELS and not _is_label(value):
+    if key in LABELS and not is_label(value):
         return True
     if key in SURE:
         return number(value) in (0.5, 1.0)
@@ -163,7 +163,7 @@ def said(value: object) -> str:
     return str(value).strip().lower()
 
 
-def _is_label(value: object) -> bool:
+def is_label(value: object) -> bool:
     """Whether a value judges an answer: a yes or no, a number from -1 to 1, a word; any other is the name or the number
     of a topic."""
     text = said(value)
@@ -210,4 +210,5 @@ def unused(row: Mapping[str, object], kind: str) -> list[str]:
 def named(names: Sequence[str], limit: int = 12) -> str:
     """Keys as they are called, at most so many of them."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more
+    shown = [name if name.isprintable() else repr(name) for name in names[:limit]]
+    return ", ".join(shown) + more

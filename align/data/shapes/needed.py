@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 
-from align.data.shapes.keys import (
-    ASKED,
-    COMPLETION,
-    KNOWN,
-    LABELLED,
-    LABELS,
-    STEPS,
-    STEPWISE,
-    first,
-    named,
-    plain_name,
-)
+from align.data.shapes.advice import advice, listed
+from align.data.shapes.keys import ASKED, COMPLETION, LABELLED, LABELS, STEPS, STEPWISE, first, named
 from align.data.shapes.messages import DIALOGUES
 from align.ground.errors import InputError
 
 NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     "conversation": {"prompt": ASKED, "completion": COMPLETION},
     "preference": {"prompt": (*ASKED, *DIALOGUES), "chosen": ("chosen",), "rejected": ("rejected",)},
-    LABELLED: {"prompt": (*ASKED, *DIALOGUES), "label": LABELS},
+    LABELLED: {"prompt": (*ASKED, *DIALOGUES), "completion": (*COMPLETION, *DIALOGUES), "label": LABELS},
     STEPWISE: {"prompt": (*ASKED, *DIALOGUES), **{key: (key,) for key in STEPS}},
     "prompt": {"prompt": (*ASKED, *DIALOGUES)},
     "document": {"text": ("text",)},
 }
 """What a row must have, each under one of some keys; a conversation may be `messages` instead."""
 
-SYNONYMS = {
-    **dict.fromkeys(("user", "human", "problem", "input_text", "source", "goal"), "prompt"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer"), "completion"
-    ),
-    **dict.fromkeys(("preferred", "winner", "preferred_output", "chosen_response"), "chosen"),
-    **dict.fromkeys(("dispreferred", "loser", "non_preferred_output", "rejected_response"), "rejected"),
-    **dict.fromkeys(("content", "story", "document"), "text"),
-    **dict.fromkeys(("conversation", "dialogue", "dialog", "chat", "turns"), "messages"),
-}
-"""What others call a key that is missing, for advice alone: what it holds may differ."""
 _TWO = "Write the better of {} and {} as chosen, the other as rejected, and leave out ties."
 MAPPINGS: tuple[tuple[set[str], str], ...] = (
     ({"input_ids"}, "These rows are token ids already; give the texts that they were made from."),
@@ -69,7 +47,7 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
     if not missing:
         return
     names = " and ".join(f'"{name}"' for name in missing)
-    either = " (or messages)" if kind in ("conversation", LABELLED, STEPWISE, "prompt") else ""
+    either = {"preference": "", "document": "", LABELLED: " (or messages and label)"}.get(kind, " (or messages)")
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. A {kind} needs "
         f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{_remedy(row, kind, missing)}"
@@ -89,24 +67,4 @@ def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str
             f" These rows hold one answer each ({answer}); write two of a prompt, the better and the worse, as "
             "chosen and rejected."
         )
-    wanted = {*missing, *(["messages"] if kind != "document" else [])}
-    known = {name: SYNONYMS.get(plain_name(name)) for name in row}
-    if renames := {name: new for name, new in known.items() if new in wanted}:
-        both = " and ".join(f"{name} to {new}" for name, new in renames.items())
-        return f" Rename {both}, or say so: {_as_columns(renames)}."
-    others = [name for name in row if name not in KNOWN]
-    if len(others) == len(missing):
-        theirs, ours = listed(others), listed(missing)
-        meant = _as_columns(dict(zip(others, missing, strict=True)))
-        return f" Where {theirs} {'is' if len(missing) == 1 else 'are'} {ours}, say so: {meant}."
-    return f" Where columns of other names hold them, say which: --columns.{missing[0]} NAME." if others else ""
-
-
-def _as_columns(names: Mapping[str, str]) -> str:
-    """The flags that say which of our keys these names are."""
-    return " ".join(f"--columns.{ours} {shlex.quote(theirs)}" for theirs, ours in names.items())
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: "a, b and c"."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return advice(row, missing)

@@ -2,6 +2,7 @@
 refuse is refused.
 
 Judges are loaded and not called; the renderer is the one of the run; rows in the middle of a long file are not read.
+Texts of all rows that are read are looked through for special tokens, and some rows are rendered.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data import steps
+from align.data.collect import Records
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Stepwise, Text, characters
 from align.ground.errors import InputError, NothingLeft
@@ -22,6 +24,7 @@ from align.inputs.bases import UNBOUNDED
 from align.inputs.fit import check_seen, root
 from align.recipe import ModelStage
 from align.stage import mixture
+from align.stage.ahead.contents import refused
 from align.stage.ahead.fresh import check_fresh_adapter
 from align.stage.execute import check_surroundings
 from align.stage.question import Question
@@ -75,9 +78,14 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     lines += said
     for name, records in looked.items():
         if name != "hold_out" and records:
-            lines += look_at(bench, renderer, name, train if name == "data" else list(records), records.whole)
+            rows = train if name == "data" else list(records)
+            lines += look_at(bench, renderer, name, rows, records.whole)
+            look_through(bench, renderer, rows, records)
     if "data" in looked and "eval_data" not in looked:
-        tried(bench, renderer, held, looked["data"].whole)  # measured by the run, so refused by it too
+        whole = looked["data"].whole
+        tried(bench, renderer, held, whole)  # measured by the run, so refused by it too
+        if whole or not isinstance(getattr(bench.config, "hold_out", None), float):  # of which 1,000 are measured
+            look_through(bench, renderer, held, looked["data"])
     if "data" in looked and hasattr(bench.config, "batch_size"):
         lines += [new_tokens(bench, renderer, train, looked["data"].whole)] if bench.new_tokens else []
         lines.append(f"{bench.title}: {amount(bench, renderer, train, len(held), looked)}")
@@ -198,6 +206,13 @@ def tried(bench: Workbench, renderer: Renderer, records: list[Any], whole: bool)
             if whole:
                 raise
             return str(error)
+
+
+def look_through(bench: Workbench, renderer: Renderer, records: Sequence[R], of: Records[R]) -> None:
+    """Raises: InputError, as the run does, for a text of these records that it would refuse for what it holds; `of` are
+    all that were looked at of their file."""
+    if first := refused(bench, renderer, records, of):
+        quietly(lambda: rendered(bench, renderer, [first]))
 
 
 def look_at(bench: Workbench, renderer: Renderer, name: str, records: list[Any], whole: bool) -> list[str]:

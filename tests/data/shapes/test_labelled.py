@@ -61,7 +61,10 @@ def test_a_pair_is_unpaired_as_trl_does(write: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "completion": "b"}, '"label" is missing. A labelled answer needs prompt and label'),
+        (
+            {"prompt": "a", "completion": "b"},
+            '"label" is missing. A labelled answer needs prompt, completion and',
+        ),
         ({"prompt": "a", "completion": "b", "label": None}, '"label" says nothing'),
         ({"prompt": "a", "completion": "b", "label": 0.5}, '"label" is 0.5; expected true'),
         ({"prompt": "a", "completion": "b", "label": True, "kto_tag": False}, "has label and kto_tag, which differ"),
