@@ -50,6 +50,7 @@ class SpecialTokens:
         names = [t for i, t in added.items() if tokens[i].special or i in self.stops or t in own]
         self.pattern = _any_of(names)
         self.first = set("".join(n[0] for n in names))
+        self.begin = _any_of([n[:3] for n in names])  # few, where Gemma's thousands of names are slow to search for
         self.ids = {i for i, t in added.items() if t in names}
         self.end = _any_of([added[i] for i in self.stops if i in added])
         self.bos = added.get(self.tokenizer.bos_token_id)
@@ -63,7 +64,8 @@ class SpecialTokens:
 
     def stand_in(self, text: str) -> bool:
         """Whether a text holds one."""
-        return any(sign in text for sign in self.first) and bool(self.pattern.search(text))
+        may = any(sign in text for sign in self.first) and self.begin.search(text)
+        return bool(may and self.pattern.search(text))
 
     def may_join(self, messages: Messages, tools: str) -> bool:
         """Whether contents could make special tokens where they meet; of calls and schemas that is not known before

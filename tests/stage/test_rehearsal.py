@@ -189,11 +189,11 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a template without system turns": (
         template(NO_SYSTEM, {"system": "Be brief."}),
-        r"r/reward: .*pairs.jsonl:3: the chat template refuses this dialogue: no system turns",
+        r"stages.reward.data: .*pairs.jsonl:3: the chat template refuses this dialogue: no system turns",
     ),
     "a template that ends no answer": (
         template(UNENDED),
-        r"r/sft: .*sft.jsonl:1: message 2 \(assistant\): no end-of-turn token follows",
+        r"stages.sft.data: .*sft.jsonl:1: message 2 \(assistant\): no end-of-turn token follows",
     ),
     "a template that is none": (template("{% for m in"), r"r/sft: chat_template .*template.jinja is no valid Jinja"),
     "a template beside a parent": (
@@ -206,19 +206,19 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "a row that is too long": (
         row("pairs.jsonl", chosen=LONG),
-        r"r/reward: .*pairs.jsonl:3: \d+ tokens, but max_length is 96",
+        r"stages.reward.data: .*pairs.jsonl:3: \d+ tokens, but max_length is 96",
     ),
     "no room to answer": (
         setting("ppo", max_length=40, max_new_tokens=30),
-        r"r/ppo: .*prompts.jsonl:1: the prompt has \d+ tokens and 30 more are to be sampled, but max_length is 40",
+        r"stages.ppo.data: .*prompts.jsonl:1: the prompt has \d+ tokens and 30 more .*, but max_length is 40",
     ),
     "no room in the context": (
         setting("report", max_new_tokens=250),
-        r"r/report: .*heldout.jsonl:1: the prompt has .* 250 more .* context is 256",
+        r"stages.report.data: .*heldout.jsonl:1: the prompt has .* 250 more .* context is 256",
     ),
     "no room for pairs": (
         setting("pairs", max_new_tokens=250),
-        r"r/pairs: .*prompts.jsonl:1: the prompt has \d+ tokens and 250 more",
+        r"stages.pairs.data: .*prompts.jsonl:1: the prompt has \d+ tokens and 250 more",
     ),
     "a token that no row holds": (
         setting("sft", new_tokens=["<tool>"]),
@@ -255,7 +255,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     ),
     "measured on what was trained on": (
         setting("report", data="prompts.jsonl"),
-        r"r/report: .*prompts.jsonl:1: r/ppo was trained on this prompt, one of 8 of 8 here",
+        r"stages.report.data: .*prompts.jsonl:1: r/ppo was trained on this prompt, one of 8 of 8 here",
     ),
     "more layers than there are": (
         setting("more", adapter={"layers": 9}),
