@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from align.sampling import (
         answers,
         decode,
+        dialogue,
         draw,
         generating,
         growing,
