@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 BITS = 48
 """Of a hash, 12 hexadecimal digits."""
+LIMIT = 1000
+"""Prompts that are held out at most, each with all its records."""
 
 
-def split_by_prompt(records: Sequence[R], fraction: float, limit: int = 1000) -> tuple[list[R], list[R]]:
+def split_by_prompt(records: Sequence[R], fraction: float, limit: int = LIMIT) -> tuple[list[R], list[R]]:
     """(to train on, held out): about `fraction` of the prompts, at most `limit` of them, chosen by their hash.
 
     A prompt is what stands before the assistant's first word, or a whole text, so that all records of one prompt, and
@@ -59,7 +61,7 @@ def at(records: Sequence[R], places: Sequence[int]) -> list[R]:
     return [records[i] for i in places]
 
 
-def at_most(records: Sequence[R], limit: int = 1000) -> list[R]:
+def at_most(records: Sequence[R], limit: int = LIMIT) -> list[R]:
     """The records of `limit` prompts, those of the lowest hash."""
     import numpy as np
 

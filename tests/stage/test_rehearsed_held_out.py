@@ -3,13 +3,15 @@ run itself."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import align
-from align.data.formats import read_conversations
+from align import dpo
+from align.data.formats import read_conversations, read_preferences
 from align.data.split import split_by_prompt
 from align.ground.errors import InputError
 from align.sft import STAGE, Config, run
@@ -65,3 +67,21 @@ stages:
     align.run(recipe, store, dry_run=True)
     with pytest.raises(InputError, match="eval_steps is set, but no record is held out"):
         align.run(recipe, store, dry_run=True, overrides=["stages.sft.eval_data=null"])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_estimates_are_of_the_whole(tmp_path: Path, share: float) -> None:
+    """Of 12,000 rows 2,000 are looked at. Prompts, not rows, are at most 1,000, and what is beyond is trained on. The
+    control: limited by rows, neither share would come near."""
+    prompts = [f"What is {i} plus {i + 1}?" for i in range(3000)]
+    rows = [{"prompt": p, "chosen": f"It is {k}.", "rejected": "Who knows?"} for p in prompts for k in range(4)]
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    train, held = split_by_prompt(read_preferences(data), share)
+    assert len(held) == (4000 if share == 0.5 else pytest.approx(1200, abs=150)) and len(train) + len(held) == 12000
+    asked = dpo.Config(base=str(ROOT / "data/tiny-base"), data=str(data), name="x", eval_fraction=share)
+    said = "\n".join(plan(dpo.STAGE, asked, Store(tmp_path / "store")).looks)
+    found = re.search(r"about ([\d,]+) to train on, about ([\d,]+) held out", said)
+    assert found, said
+    told = [int(figure.replace(",", "")) for figure in found.groups()]
+    assert sum(told) == 12000 and told == pytest.approx([len(train), len(held)], abs=240)
+    assert told != pytest.approx([len(train), 1000], abs=150)

@@ -18,6 +18,7 @@ from align.data import steps
 from align.data.collect import Records
 from align.data.examples import Example
 from align.data.records import Conversation, Labelled, Preference, Prompt, R, Ranking, Stepwise, Text, characters
+from align.data.split import LIMIT, openings
 from align.ground.errors import InputError, NothingLeft
 from align.ground.terminal import counted, overheard
 from align.inputs.bases import UNBOUNDED
@@ -127,8 +128,9 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
         made = 0
     strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
     sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
-    several = factor * (made / len(some) if some else 1.0)
-    count = mixture.at_most(bench, records) if records.parts and not records.whole else round(len(train) * several)
+    held_out, freed = held_apart(config, held, looked)
+    trained_on = (len(train) * factor + freed) * (made / len(some) if some else 1.0)
+    count = mixture.at_most(bench, records) if records.parts and not records.whole else round(trained_on)
     about, about_held = "" if sure else "about ", "" if records.whole else "about "
     reinforced = hasattr(config, "rollout_size")
     lengths = (config.batch_size, config.epochs, config.max_steps)
@@ -140,11 +142,24 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
             f"{about}{counted(count, 'prompt')}, {about}{counted(times, 'rollout')} of "
             f"{counted(config.rollout_size, 'sample')}, {about}{counted(taken, 'optimizer step')}"
         )
-    held_out = min(round(held * factor), 1000) if "eval_data" not in looked else looked["eval_data"].rows
     divided_so = f"{about}{count:,} to train on, {about_held}{held_out:,} held out"
     told = "" if config.max_steps is not None else about
     length = f"{told}{counted(taken, 'optimizer step')} of {counted(config.batch_size, 'record')}"
     return f"{divided_so}; {length}{steps.few(taken, config.max_steps)}"
+
+
+def held_apart(config: Any, held: int, looked: Looked) -> tuple[int, int]:
+    """(records held out, records that are trained on beside the share that the rows looked at say): what is held out
+    is so many prompts at most, of as many rows each as those looked at."""
+    records = looked["data"]
+    if "eval_data" in looked:
+        return looked["eval_data"].rows, 0
+    if records.whole:
+        return held, 0
+    share = round(held * records.rows / len(records))
+    most = round(LIMIT * len(records) / len({*openings(records)}))
+    of_share = isinstance(getattr(config, "hold_out", None), float)  # what is beyond the limit is trained on by none
+    return min(share, most), 0 if of_share else max(share - most, 0)
 
 
 # ---- what rendering does to them -------------------------------------------------------------------------------------
