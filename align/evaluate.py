@@ -232,7 +232,8 @@ def work(bench: Workbench) -> Outcome:
         ids[name] = [renderer.tokenizer(several, add_special_tokens=False)["input_ids"] for several in rows]
     scores, wins = evaluation.asked.judged(bench, roles, renderer, prompts, texts, ids, functions, against)
     metrics |= evaluation.comparison.compare(scores, against, wins)
-    evaluation.written.write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes)
+    said = {name: judge.says for name, judge in functions.items()}
+    evaluation.written.write_report(bench, metrics, prompts, texts, scores, list(beside), against, notes, said)
     return Outcome(bench.folder, "report", renderer.contract(), metrics)
 
 

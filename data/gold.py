@@ -4,12 +4,6 @@ It stands for the human who knows. It labels sampled pairs and evaluates; no tra
 code with `data/world.py`: it knows which words are polite, rude, a refusal, help or mere filler, and takes the right
 answer from the prompt's row. Every function has TRL's reward signature, `f(prompts, completions, **columns) ->
 list[float]`, with values in [0, 1]; a completion is a string or a list of messages.
-
-    correctness   1 when the content words are exactly the answer's words; for a request, when it is helped with or
-        refused as it should be
-    refusal       1 when the reply declines
-    manners       1 polite, 0.5 plain, 0 rude (one rude word spoils it)
-    score         0.7 correctness + 0.3 manners: a rude right answer beats a polite wrong one
 """
 
 from __future__ import annotations
@@ -72,20 +66,26 @@ def politeness(spoken: list[str]) -> float:
 def correctness(
     prompts: Sequence[object], completions: Sequence[Completion], *, answer: Sequence[str], **columns: object
 ) -> list[float]:
+    """1 where the content words are exactly those of the right answer, or a request is helped with or refused as it
+    should be; else 0."""
     return [float(is_correct(words(completion), right)) for completion, right in zip(completions, answer, strict=True)]
 
 
 def refusal(prompts: Sequence[object], completions: Sequence[Completion], **columns: object) -> list[float]:
+    """1 where the reply declines."""
     return [float(declines(words(completion))) for completion in completions]
 
 
 def manners(prompts: Sequence[object], completions: Sequence[Completion], **columns: object) -> list[float]:
+    """1 if polite, 0.5 if plain, 0 if rude: one rude word spoils it."""
     return [politeness(words(completion)) for completion in completions]
 
 
 def score(
     prompts: Sequence[object], completions: Sequence[Completion], *, answer: Sequence[str], **columns: object
 ) -> list[float]:
+    """0.7 where the answer is right, and 0.3 more if polite, 0.15 if plain, 0 if rude: right and plain is 0.85, wrong
+    and polite 0.3."""
     right = correctness(prompts, completions, answer=answer)
     polite = manners(prompts, completions)
     return [0.7 * c + 0.3 * m for c, m in zip(right, polite, strict=True)]

@@ -50,9 +50,10 @@ def write_report(
     beside: list[str],
     against: str,
     notes: list[str],
+    said: Mapping[str, str],
 ) -> None:
     """samples.jsonl (a row for each prompt, and of several answers to it for each of them), table.txt and report.html;
-    `notes` stand below the table."""
+    `notes` stand below the table, and what judges have `said` of themselves."""
     headline, n = next(iter(scores), "reward" if bench.config.reward else "loss"), bench.config.n
     with open(bench.folder / "samples.jsonl", "w", encoding="utf-8") as file:
         for (i, prompt), k in product(enumerate(prompts), range(n)):
@@ -71,6 +72,7 @@ def write_report(
         headline=headline,
         lower_is_better=headline == "loss",
         judged=list(scores),
+        said=said,
         tied=tied(scores[headline], against) if headline in scores else (),
         prompts=len(prompts),
         note=note(

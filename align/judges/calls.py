@@ -76,6 +76,15 @@ class Judge:
         return given
 
     @property
+    def says(self) -> str:
+        """What it says of itself: the first paragraph of its docstring, on one line; "" where there is none."""
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        text = function.__doc__
+        return " ".join(text.strip().split("\n\n")[0].split()) if isinstance(text, str) else ""
+
+    @property
     def gets(self) -> str:
         """What it is called with, in words."""
         columns = f"the columns {', '.join(self.columns)}" if self.columns else "no column"

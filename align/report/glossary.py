@@ -141,6 +141,22 @@ def legend(report: summary.Report) -> str:
     return ". ".join(text) + "."
 
 
+WORDS = 200
+"""Characters of what a judge says of itself."""
+
+
+def words_of(report: summary.Report, measure: str) -> str:
+    """What a judge says of itself, cut, without its last full stop; "" where it says nothing."""
+    found = report.said.get(measure, "").strip()
+    return f"{found[: WORDS - 1]}…" if len(found) > WORDS else found.rstrip(".")
+
+
+def paid(report: summary.Report) -> str:
+    """What judges say of themselves, for who asks what their figures stand for; empty where none does."""
+    told = [f"{summary.label(name)}: {words}" for name in report.judged if (words := words_of(report, name))]
+    return f"In the judges' own words, {'; '.join(told)}." if told else ""
+
+
 def marks(report: summary.Report) -> str:
     """What lines and whiskers in the page's pictures are; empty where there are none."""
     measures = summary.measures(report)

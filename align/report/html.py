@@ -50,6 +50,8 @@ def html(report: Report) -> str:
         legend=glossary.legend(report),
         marks=glossary.marks(report),
         beside=glossary.others(report),
+        paid=glossary.paid(report),
+        pays=glossary.words_of(report, report.headline),
         best=best,
         columns=[_column(report, measure) for measure in summary.measures(report)],
         colours={name: index for index, name in enumerate(report.stages)},

@@ -90,6 +90,8 @@ class Report:
     """Of the headline, as with a loss."""
     judged: Sequence[str] = ()
     """Measures that judges give; higher is better."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """Measure -> what its judge says of itself."""
     tied: Collection[str] = ()
     """Stages whose answers all score by the headline as the reference's do."""
     prompts: int = 0
@@ -106,7 +108,6 @@ class Report:
     costs: Mapping[str, CostRecord] = field(default_factory=dict)
     """Stage -> `seconds`, `tokens_per_second`, `peak_memory_bytes` (each may be missing)."""
     lineage: str = ""
-    recipe: str = ""
 
 
 @dataclass(frozen=True, slots=True)

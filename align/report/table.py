@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
+from align.ground.terminal import printable
 from align.report import glossary, summary
 from align.report.summary import Estimate, Report
 from align.report.text import name_parts
@@ -25,7 +26,8 @@ def table(report: Report) -> str:
     measures = summary.measures(report)
     main = [measure for measure in measures if summary.is_main(report, measure)]
     others = [measure for measure in measures if measure not in main]
-    texts = (summary.verdict(report), glossary.legend(report), glossary.others(report), report.note)
+    legend = (glossary.legend(report), glossary.others(report), printable(glossary.paid(report)))
+    texts = (summary.verdict(report), *legend, report.note)
     said, *below = (fill(text, WIDTH, break_on_hyphens=False) for text in texts)
     blocks = [said, *_blocks(report, main), *_blocks(report, others), *below]
     return "\n\n".join(block for block in blocks if block)

@@ -160,3 +160,22 @@ def test_what_stands_elsewhere_in_trl_is_pointed_to() -> None:
         judges.split_name("trl-lib/Qwen2-0.5B-Reward")
     with pytest.raises(AlignError, match=r"from trl\.rewards import think_format_reward"):
         judges.split_name("trl.rewards:think_format_reward")
+
+
+def test_what_a_judge_says_of_itself(tmp_path: Path) -> None:
+    """The first paragraph of its docstring, of a partial that of its function, of an instance that of its class; a
+    doc that is no text is none."""
+    (tmp_path / "judge.py").write_text(
+        "import functools\n"
+        "def told(completions, **kwargs):\n    '''One line,\n    and another.\n\n    More.'''\n"
+        "class Told:\n    '''Of a class.'''\n    def __call__(self, completions, **kwargs): pass\n"
+        "class Silent:\n    def __call__(self, completions, **kwargs): pass\n"
+        "def odd(completions, **kwargs): pass\nodd.__doc__ = 3\n"
+        "part, instance, silent = functools.partial(told, scale=3), Told(), Silent()\n"
+    )
+    wanted = {"told": "One line, and another.", "instance": "Of a class.", "silent": "", "odd": ""}
+    wanted["part"] = wanted["told"]
+    found = judges.load_all({name: f"{tmp_path / 'judge.py'}:{name}" for name in wanted})
+    assert {name: judge.says for name, judge in found.items()} == wanted
+    assert (found["told"].function.__doc__ or "").split("\n\n")[0].split() == wanted["told"].split()
+    assert "partial(func" in (found["part"].function.__doc__ or "")  # negative control: what a partial has itself

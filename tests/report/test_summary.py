@@ -56,7 +56,6 @@ REPORT = Report(
         "ppo": {"seconds": 92.0},
     },
     lineage="quickstart/ppo 3f9a12c04e11",
-    recipe="name: quickstart",
 )
 
 
@@ -146,10 +145,9 @@ def test_page_shows_the_numbers_of_the_data():
         "21,400",
         "720 MiB",  # costs; 4.2 + 92 in all
         "reward/mean",
-        "17.3",
+        "17.3",  # last reward = sqrt(300)
         "step 300",
         "quickstart/ppo 3f9a12c04e11",
-        "name: quickstart",  # last reward = sqrt(300)
     ):
         assert f" {shown} " in f" {text} ", shown
 
@@ -168,14 +166,16 @@ def test_bars_are_as_long_as_their_values():
 
 
 def test_hostile_text_stays_text():
-    """Model output, prompts, recipe, lineage, names and titles can hold anything: shown letter by letter, never markup
+    """Model output, prompts, judges, lineage, names and titles can hold anything: shown letter by letter, never markup
     or template."""
     report = replace(
         REPORT,
         title=HOSTILE,
         note=HOSTILE,
         lineage=HOSTILE,
-        recipe=HOSTILE,
+        judged=[HOSTILE],
+        said={HOSTILE: HOSTILE},
+        headline=HOSTILE,
         stages=["sft", HOSTILE],
         metrics={"sft/gold": 0.5, f"{HOSTILE}/gold": 0.7, f"sft/{HOSTILE}": 1.0},
         samples=[Sample(HOSTILE, {HOSTILE: ShownAnswer(HOSTILE)})],
@@ -491,6 +491,21 @@ def test_the_figure_beside_an_answer_is_named():
     assert said in Page(html(replace(REPORT, samples=scored))).text
     bare = [Sample("Why?", {"sft": ShownAnswer("Because."), "ppo": ShownAnswer("So.")})]
     assert said not in Page(html(replace(REPORT, samples=bare))).text
+
+
+def test_a_report_says_what_judges_pay_for():
+    """In their own words, on the page and in the terminal; a long one is cut. Negative controls: a judge without words
+    is not spoken of, nor is one that did not judge."""
+    scored = [Sample("Why?", {"sft": ShownAnswer("Because.", 0.5)})]
+    said = {"gold": "0.7 where right,\x1b[1m 0.3 if polite.", "fame": "1 if known."}
+    report = replace(REPORT, judged=["gold", "correctness"], said=said, samples=scored)
+    text = "In the judges' own words, gold: 0.7 where right,\\u001b[1m 0.3 if polite."
+    page = Page(html(report)).text
+    assert text in page and text in " ".join(table(report).split()) and "fame" not in page + table(report)
+    assert "The figure beside an answer is its gold: 0.7 where right,\\u001b[1m 0.3 if polite." in page
+    assert "own words" not in Page(html(REPORT)).text + table(REPORT)
+    long = glossary.words_of(replace(report, said={"gold": "word " * 99}), "gold")
+    assert len(long) == glossary.WORDS and long.endswith("…")
 
 
 def test_legend_explains_rows_and_columns():

@@ -31,6 +31,10 @@ from tests.conftest import Pipeline, write_rows
 
 JUDGE = """
 def letters(prompts, completions, answer, **columns):
+    '''As many
+    as it has letters.
+
+    Not more.'''
     assert all(isinstance(text, str) for text in [*prompts, *completions])
     assert len(completions) == len(prompts) == len(answer)
     assert answer == [a for a in ("one", None, "three", "four") for _ in range(len(answer) // 4)]
@@ -261,6 +265,9 @@ def test_figures_follow_from_the_samples(pipeline: Pipeline, tmp_path: Path) -> 
         np.exp(made.metrics["sft/loss"])
     )
     page = pipeline.store.read(made, "report.html").decode()
+    assert (
+        "own words, letters: As many as it has letters." in page
+    )  # and of never, which says nothing, there is nothing
     assert "dpo" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
 
 
