@@ -11,13 +11,16 @@ MEANINGS = {
     "eval/loss": "the same on rows that were not trained on; rising while loss falls means overfitting",
     "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
     "reward/spread": "how far several reward models are apart about an answer, as a standard deviation",
+    "reward/NAME": "what one of several rewards gives an answer on average, before its weight",
     "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all",
     "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
     "length": "tokens of an answer",
-    "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance",
+    "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance, and it "
+    "begins near 0: at the start all scores are equal, which counts as wrong",
     "eval/accuracy": "the same on pairs that were not trained on",
     "margin": "score of the chosen answer less that of the rejected one",
-    "rewards/accuracies": "share of pairs in which the chosen answer gained more probability than the rejected one",
+    "rewards/accuracies": "share of pairs in which the chosen answer gained more probability than the rejected one; "
+    "0.5 is chance, and with a reference it begins near 0: at the start all are equal, which counts as wrong",
     "rewards/margins": "how much more the chosen answer gained, times beta",
     "rewards/chosen": "what chosen answers gained over the reference, times beta; falling below 0 means they get rarer",
     "rewards/rejected": "what rejected answers gained over the reference, times beta",
@@ -34,8 +37,26 @@ MEANINGS = {
     "sampler_gap/max": "the largest of these",
     "off_policy_gap/mean": "the same where a server drew ahead: rounding, and what one rollout taught",
     "off_policy_gap/max": "the largest of these",
+    "eval/kl": "KL on texts that were not trained on",
+    "step_accuracy": "share of answers' steps that the reward model calls as the data does; 0.5 is chance",
+    "eval/step_accuracy": "the same on answers that were not trained on",
+    "nll/chosen": "how unlikely chosen answers are, in nats per token; smaller is likelier",
+    "log_odds_ratio": "log of the odds of the chosen answer over those of the rejected one, per token",
+    "shift": "what rewards are held against: the mean reward of all answers so far",
+    "beta": "beta of these steps, where it follows the data (dynamic_beta)",
+    "kl_k2": "how far the policy is from the reference, in nats per token, by the estimator k2",
+    "kl_k3": "how far the policy is from the reference, in nats per token, by the estimator k3",
+    "reward/NAME/std": "standard deviation of that reward's scores",
+    "reward/NAME/unscored": "share of answers that this reward gave no score",
+    "unscored": "share of answers that no reward scored",
+    "groups_without_variance": "share of groups of answers that all score the same, and so teach nothing",
+    "importance/mean": "mean of the weights that set right how the sampler's odds differ from the trainer's",
+    "importance/limited": "share of these weights that were cut",
+    "reference/moves": "how often the reference has moved to the policy",
+    "ranks": "ranks that a matrix of the adapter keeps, on average",
+    "orthogonality": "how far the adapter's directions are from orthogonal, squared",
     "win_rate": "share of comparisons that a stage wins against the other one, ties counting half",
-    "grad_norm": "length of the gradient before it is clipped",
+    "grad_norm": "length of the gradient before it is clipped; a sudden rise means a step that goes wrong",
     "learning_rate": "how large the optimizer's steps are",
     "perplexity": "e to the held-out loss: as if so many tokens were equally likely",
 }
@@ -105,9 +126,21 @@ def is_main(name: str) -> bool:
     return name in MAIN or (name not in MEANINGS and not name.endswith("/std"))
 
 
+def known_as(name: str) -> str:
+    """What `MEANINGS` calls it, where several have one meaning: `reward/NAME` is that of each of several rewards."""
+    if name in MEANINGS:
+        return name
+    if name.startswith("win_rate_vs_"):
+        return "win_rate"
+    beginning, _, rest = name.partition("/")
+    if beginning == "reward" and rest:
+        return next((f"reward/NAME/{of}" for of in ("std", "unscored") if rest.endswith(f"/{of}")), "reward/NAME")
+    return "ranks" if beginning == "ranks" else name
+
+
 def explained(names: Iterable[str]) -> list[tuple[str, str]]:
     """(name, meaning) of those that have one, in the order of `MEANINGS`."""
-    known = {"win_rate" if name.startswith("win_rate_vs_") else name for name in names}
+    known = {known_as(name) for name in names}
     return [(name, meaning) for name, meaning in MEANINGS.items() if name in known]
 
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
 from align.report.diff import ABSENT, Defaults, apart
-from align.report.glossary import by_importance, kind_of
+from align.report.glossary import by_importance, explained, kind_of, known_as
 from align.report.text import SHORT, told_apart, value_text
 from align.store import Store, live_runs
 from align.watching.shown import Curve, Shown, of_artifact, of_live
@@ -71,11 +71,13 @@ class Board:
         return [*map(of_live, live_runs(self.store)), *sorted(done, key=lambda shown: -shown.when)]
 
     def listed(self) -> Json:
-        """The runs without their curves, and the names of these in the order in which people look at them."""
+        """The runs without their curves, and the names of these in the order in which people look at them,
+        each with what it means, where we know it."""
         runs = self.runs()
         metrics = by_importance({name for shown in runs for name in shown.curves})
         listed = [{**_listed(shown), "title": title} for shown, title in zip(runs, titles(runs), strict=True)]
-        return {"store": str(self.store.path), "runs": listed, "metrics": metrics}
+        meanings = {name: dict(explained([name])).get(known_as(name), "") for name in metrics}
+        return {"store": str(self.store.path), "runs": listed, "metrics": metrics, "meanings": meanings}
 
     def beside(self, keys: Sequence[str]) -> Json:
         """What is to be said of runs beside each other: how they are called in little room, and, of two or more, the

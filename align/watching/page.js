@@ -9,6 +9,7 @@ let runs = [];
 const chosen = new Map();   // key -> colour
 const details = new Map();  // key -> {curves, answers}
 let order = [];             // all metrics, those first that people look at first
+let meanings = {};          // metric -> what it is, "" where only its author knows
 let beside = { called: {} }, besideOf = "";  // what is said of the runs that are chosen, and of which
 let first = true;
 let shownBefore = "";
@@ -116,6 +117,8 @@ function drawCurves(picked) {
   const focused = [...at("plots").querySelectorAll("svg")].indexOf(document.activeElement);
   at("plots").replaceChildren(...names.flatMap((metric) => charts(metric, picked).map(([title, some]) => panel(title,
     some.map((run) => ({ ...run, points: run.curves[metric] })), at("smooth").checked))));
+  at("meanings").replaceChildren(...names.filter((name) => meanings[name]).map((name) =>
+    element("div", {}, element("dt", {}, name), " ", element("dd", {}, meanings[name]))));
   if (focused >= 0) at("plots").querySelectorAll("svg")[focused]?.focus();
 }
 
@@ -217,6 +220,7 @@ async function look() {
     const found = await (await fetch("runs.json")).json(), before = runs;
     runs = found.runs;
     order = found.metrics;
+    meanings = found.meanings;
     at("store").textContent = found.store;
     follow(before);
     await fetchDetails(true);

@@ -239,6 +239,11 @@ def test_every_curve_of_ours_is_explained():
     names = {name for path in files for name in re.findall(r'"((?:rewards?|logps|value|score)/\w+)"', path.read_text())}
     assert len(names) >= 8 and names - set(glossary.MEANINGS) <= {"reward/first", "reward/last"}
     assert set(glossary.MAIN) < set(glossary.MEANINGS)
+    several = glossary.explained(["reward/fame", "reward/my/std", "reward/fame/unscored", "reward", "fame", "ranks/a"])
+    assert [name for name, _ in several] == ["reward/NAME", "reward/NAME/std", "reward/NAME/unscored", "ranks"]
+    page = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", page.partition("## What the names mean")[2], re.M)
+    assert table[: len(glossary.MEANINGS)] == list(glossary.MEANINGS.items())
     mixed = {"learning_rate", "zeta", "reward/std", "alpha", "kl", "loss"}
     assert glossary.by_importance(mixed) == ["loss", "kl", "alpha", "zeta", "learning_rate", "reward/std"]
 

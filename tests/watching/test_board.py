@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from align.ground.errors import InputError
+from align.report.glossary import MEANINGS
 from align.store import Store
 from align.store.live import News
 from align.watching.board import LOOKS, POINTS, Board, BoardServer, thinned
@@ -202,6 +203,18 @@ def test_the_page(store: Store, server: BoardServer):
         news.step(11, 80.0, {"loss": 0.01})
         page.get_by_text("step 11 of 100").wait_for()
         assert wrong == []
+
+
+def test_what_the_names_mean_is_below_the_charts(store: Store, server: BoardServer):
+    """Of the charts that are shown, as text; a name of the reader's own has no sentence and is not there."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    with opened(server.url, 400, ".panel") as (page, wrong):
+        expect(page.locator("#meanings dt")).to_have_text(["loss", "kl"])
+        assert HOSTILE in page.locator(".panel h3").all_text_contents()
+        assert page.locator("#meanings dd").all_text_contents() == [MEANINGS["loss"], MEANINGS["kl"]]
+        page.locator("#metric").select_option("kl")
+        expect(page.locator("#meanings dt")).to_have_text(["kl"])
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400 and wrong == []
 
 
 def test_colours_that_come_again_are_dashed(store: Store, server: BoardServer):
