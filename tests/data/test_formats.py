@@ -231,8 +231,21 @@ def test_other_malformed_files(write: Callable[..., str]) -> None:
         == 'x.json: found the text "a"; expected a list of objects.'
     )
     assert fails(read_conversations, write("prompt,completion\na,b,c\n", name="x.csv")) == (
-        "x.csv:2: 3 fields, but the header names 2 (prompt, completion). Quote fields that hold a comma."
+        "x.csv:2: more fields than the header names, 3 for 2 (prompt, completion). "
+        "Here each comma begins a new field: quote fields that hold a comma."
     )
+    assert fails(read_conversations, write("prompt;completion\na\n", name="x.csv")) == (
+        "x.csv:2: fewer fields than the header names, 1 for 2 (prompt, completion). "
+        "Here each semicolon begins a new field: quote fields that hold a semicolon."
+    )
+    headless = (
+        "The first line looks like a row: if the file has no header, write a line above it that names prompt and "
+    )
+    asked = "Was ist die Hauptstadt von Deutschland?;Berlin\nUnd von Italien?;Rom\n"
+    assert headless + "completion. " in fails(read_conversations, write(asked, name="x.csv"))
+    for others in ("question_text;reply_text\na;b\n", "Frage;Antwort auf die Frage\na;b\n"):  # negative controls
+        assert "looks like a row" not in fails(read_conversations, write(others, name="x.csv"))
+    assert "looks like a row" not in fails(read_conversations, write('{"What is it?": "a"}\n'))
     assert fails(read_conversations, write('prompt,completion\na,"b\n', name="x.csv")).startswith(
         "x.csv:2: not CSV: unexpected end of data."
     )

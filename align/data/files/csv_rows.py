@@ -20,6 +20,7 @@ from align.data.shapes.keys import KNOWN, plain_name
 from align.ground.errors import InputError
 
 SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "a table with tabs", "|": "CSV with |"}
+CALLED = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 UNNAMED = "unnamed_"
 NOT_WESTERN = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}")
 """A letter in UTF-8, or three characters beyond ASCII in a row: no Western word in cp1252 holds them."""
@@ -38,7 +39,7 @@ def csv_rows(path: Path) -> Table:
     names = zip((name.strip() for name in given), header, strict=True)
     renamed = [f"{old!r} as {new}" for old, new in names if old not in ("", new)]
     words += f", the columns {', '.join(renamed)}" if renamed else ""
-    return Table(f"{SEPARATORS[separator]}{words}", later(rows, partial(_row, header)))
+    return Table(f"{SEPARATORS[separator]}{words}", later(rows, partial(_row, header, separator)))
 
 
 def _spreadsheet_text(path: Path) -> tuple[str, str]:
@@ -74,7 +75,7 @@ def _lines_of(path: Path, text: str, separator: str) -> Iterator[tuple[str, list
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path}:{line}: not CSV: {error}. Quote fields that hold commas, quotes or line breaks."
+            f"{path}:{line}: not CSV: {error}. Quote fields that hold {CALLED[separator]}s, quotes or line breaks."
         ) from error
 
 
@@ -94,14 +95,15 @@ def _header(where: str, names: list[str]) -> list[str]:
     return header
 
 
-def _row(header: list[str], where: str, fields: list[str]) -> Row | None:
+def _row(header: list[str], separator: str, where: str, fields: list[str]) -> Row | None:
     """A row by the header; None where all is empty. Empty fields beyond the header or under no name are no more than
     separators."""
     if not any(map(str.strip, fields)):
         return None
     if len(fields) < len(header) or any(map(str.strip, fields[len(header) :])):
-        wanted = f"{len(header)} ({', '.join(header)})"
+        sign, than = CALLED[separator], "fewer" if len(fields) < len(header) else "more"
         raise InputError(
-            f"{where}: {len(fields)} fields, but the header names {wanted}. Quote fields that hold a comma."
+            f"{where}: {than} fields than the header names, {len(fields)} for {len(header)} ({', '.join(header)}). "
+            f"Here each {sign} begins a new field: quote fields that hold a {sign}."
         )
     return {name: value for name, value in zip(header, fields, strict=False) if value or not name.startswith(UNNAMED)}

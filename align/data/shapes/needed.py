@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from align.data.shapes.advice import advice, listed
@@ -40,6 +41,11 @@ MAPPINGS: tuple[tuple[set[str], str], ...] = (
 """Shapes that are no rows of ours, by keys that tell them, and how to map them."""
 
 
+TABLE = re.compile(r"\.[ct]sv(\.\w+)?:\d+$")
+SENTENCE = re.compile(r"[.?!…。？！]\s*$|^.{41}|\s(.*\S\s){3}")
+"""What is rather a text than the name of a column: it ends as a sentence, or is long, or has five words."""
+
+
 def need(where: str, row: Mapping[str, object], kind: str) -> None:
     """Raises: InputError when a row lacks what it must have, naming the keys found and the renaming or mapping that
     would do."""
@@ -50,8 +56,17 @@ def need(where: str, row: Mapping[str, object], kind: str) -> None:
     either = {"preference": "", "document": "", LABELLED: " (or messages and label)"}.get(kind, " (or messages)")
     raise InputError(
         f"{where}: {names} {'is' if len(missing) == 1 else 'are'} missing. A {kind} needs "
-        f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}.{_remedy(row, kind, missing)}"
+        f"{listed(list(NEEDED[kind]))}{either}; found {named(list(row)) or 'nothing'}."
+        f"{_headless(where, row, kind)}{_remedy(row, kind, missing)}"
     )
+
+
+def _headless(where: str, row: Mapping[str, object], kind: str) -> str:
+    """That the first line of a table is read as its header, where that looks like a row; "" elsewhere."""
+    if not TABLE.search(where) or not any(SENTENCE.search(name) for name in row if name not in KNOWN):
+        return ""
+    names = listed(list(NEEDED[kind]))
+    return f" The first line looks like a row: if the file has no header, write a line above it that names {names}."
 
 
 def _remedy(row: Mapping[str, object], kind: str, missing: Sequence[str]) -> str:

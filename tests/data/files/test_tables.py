@@ -198,7 +198,11 @@ def test_empty_rows_of_a_spreadsheet_are_counted() -> None:
             "r.json:1: the key 'role' stands twice in one object.",
         ),
         ("r.csv", "prompt,Prompt\na,b\n", "r.csv:1: the header names 'prompt' twice."),
-        ("r.csv", "prompt,completion\na,b,c\n", "r.csv:2: 3 fields, but the header names 2 (prompt, completion)."),
+        (
+            "r.csv",
+            "prompt,completion\na,b,c\n",
+            "r.csv:2: more fields than the header names, 3 for 2 (prompt, completion).",
+        ),
         ("r.jsonl", "[" * 100_000, "r.jsonl:1: nested too deeply."),
         ("r.jsonl", '{"prompt": ' + "[" * 20_000 + "]" * 20_000 + "}", "r.jsonl:1: nested too deeply."),
         (
