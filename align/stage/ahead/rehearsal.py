@@ -128,7 +128,7 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
         made = 0
     strict = (config.truncate, config.bad_rows) == ("error", "error") and not isinstance(records[0], Text)
     sure = records.whole and (len(some) == len(train) or (strict and made == len(some)))
-    held_out, freed = held_apart(config, held, looked)
+    held_out, freed = held_apart(bench, held, looked)
     trained_on = (len(train) * factor + freed) * (made / len(some) if some else 1.0)
     count = mixture.at_most(bench, records) if records.parts and not records.whole else round(trained_on)
     about, about_held = "" if sure else "about ", "" if records.whole else "about "
@@ -148,7 +148,7 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     return f"{divided_so}; {length}{steps.few(taken, config.max_steps)}"
 
 
-def held_apart(config: Any, held: int, looked: Looked) -> tuple[int, int]:
+def held_apart(bench: Workbench, held: int, looked: Looked) -> tuple[int, int]:
     """(records held out, records that are trained on beside the share that the rows looked at say): what is held out
     is so many prompts at most, of as many rows each as those looked at."""
     records = looked["data"]
@@ -158,7 +158,9 @@ def held_apart(config: Any, held: int, looked: Looked) -> tuple[int, int]:
         return held, 0
     share = round(held * records.rows / len(records))
     most = round(LIMIT * len(records) / len({*openings(records)}))
-    of_share = isinstance(getattr(config, "hold_out", None), float)  # what is beyond the limit is trained on by none
+    of_share = isinstance(
+        getattr(bench.config, "hold_out", None), float
+    )  # what is beyond the limit is trained on by none
     return min(share, most), 0 if of_share else max(share - most, 0)
 
 
