@@ -217,6 +217,22 @@ def test_what_the_names_mean_is_below_the_charts(store: Store, server: BoardServ
         assert page.evaluate("document.documentElement.scrollWidth") <= 400 and wrong == []
 
 
+def test_no_word_breaks_in_the_table_of_settings(store: Store, server: BoardServer):
+    """At 400 pixels, for it scrolls. Negative control: as it was."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    for n in range(4):
+        put(store, f"sweep/{n}", 0.3, more={"learning_rate": 0.0002 + n} if n else {})
+    cells = "cells => cells.filter(cell => cell.textContent === 'absent').map(cell => cell.offsetHeight)"
+    with opened(server.url, 400, ".panel") as (page, wrong):
+        for place in range(6):
+            page.locator("#runs input").nth(place).check()
+        expect(page.locator("#settings thead th")).to_have_count(7)
+        one_line = page.locator("#settings td").evaluate_all(cells)
+        page.evaluate("document.querySelectorAll('td').forEach(cell => cell.style.overflowWrap = 'anywhere')")
+        broken = page.locator("#settings td").evaluate_all(cells)
+        assert one_line and max(one_line) < 40 < min(broken) and wrong == []
+
+
 def test_colours_that_come_again_are_dashed(store: Store, server: BoardServer):
     """The ninth and tenth run that are chosen, in curves and legend; no two are drawn alike. Negative control: the
     eight before are lines in one piece."""

@@ -158,9 +158,8 @@ def held_apart(bench: Workbench, held: int, looked: Looked) -> tuple[int, int]:
         return held, 0
     share = round(held * records.rows / len(records))
     most = round(LIMIT * len(records) / len({*openings(records)}))
-    of_share = isinstance(
-        getattr(bench.config, "hold_out", None), float
-    )  # what is beyond the limit is trained on by none
+    # what is beyond the limit of a share in hold_out is trained on by none
+    of_share = isinstance(getattr(bench.config, "hold_out", None), float)
     return min(share, most), 0 if of_share else max(share - most, 0)
 
 
