@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from align.data.shapes.advice import advice, listed
-from align.data.shapes.keys import ASKED, COMPLETION, LABELLED, LABELS, STEPS, STEPWISE, first, named
+from align.data.shapes.keys import ASKED, COMPLETION, KNOWN, LABELLED, LABELS, STEPS, STEPWISE, first, named
 from align.data.shapes.messages import DIALOGUES
 from align.ground.errors import InputError
 
