@@ -189,9 +189,9 @@ def tag(args: argparse.Namespace) -> None:
     with store.hold(args.ref) as hold:
         (artifact,) = hold.held.values()
         old = store.tag(args.name, artifact)
-    print_result(line := f"{args.name} {artifact.digest}", f"The name is given: {line}")
     if old and old != artifact.digest:
         say(f"the name pointed at {old} before")
+    print_result(line := f"{args.name} {artifact.digest}", f"The name is given: {line}")
 
 
 def rm_flags(parser: argparse.ArgumentParser) -> None:

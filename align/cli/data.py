@@ -16,7 +16,7 @@ from align.data.tools import findings, kinds
 from align.data.tools.canonical import new_file
 from align.ground.errors import InputError
 from align.ground.progress import Task
-from align.ground.terminal import SCREEN, print_result, say
+from align.ground.terminal import SCREEN, say
 from align.inputs.bases import find_base
 from align.inputs.fit import find_data
 from align.recipe import Base
@@ -133,7 +133,7 @@ def inspect(args: argparse.Namespace) -> None:
         return
     width = max(len(f.name) for f in found)
     lines = [line for f in found for line in beside(f.name, f.text, width + 2)]
-    print_result("\n".join([told(args.file), *lines]), "")
+    print("\n".join([told(args.file), *lines]))
 
 
 def beside(name: str, text: str, column: int) -> list[str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from align.cli.flags import Command, to_json
 from align.ground import ranks
 from align.ground.errors import InputError
-from align.ground.terminal import print_result, prose
+from align.ground.leaving import Unwritable
+from align.ground.terminal import print_result, prose, say
 from align.recipe import Recipe
 from align.store import Artifact, Store
 
@@ -89,7 +90,12 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
         except pipeline.Unfinished as error:
             unfinished, made = error, dict(error.made)
     if not args.dry_run and ranks.is_first() and (made or args.json):
-        _print(recipe, made, store, unfinished, as_json=args.json)
+        try:
+            _print(recipe, made, store, unfinished, as_json=args.json)
+        except Unwritable as error:
+            if not unfinished:
+                raise
+            say(str(error))  # beside what failed
     if unfinished:
         raise unfinished
 

@@ -68,11 +68,12 @@ def _ignore(signals: Iterable[signal.Signals]) -> None:
 
 
 def wait_for_none(code: int, say: Callable[[str], None]) -> None:
-    """Once all is done and said: where a thread of `LEFT` goes on, the process ends with `code` all the same, after
-    what was registered to be done at its end."""
+    """Once all is done, said and flushed: where a thread of `LEFT` goes on, the process ends with `code` all the same,
+    after what was registered to be done at its end; what is printed meanwhile answers nothing, and goes to stderr."""
     left = {thread: whose for thread, whose in LEFT.items() if thread.is_alive()}
     LEFT.clear()
     if left:
+        os.dup2(2, 1)
         threading.Thread(target=_leave, args=(left, code, say), daemon=True, name="leaving").start()
 
 

@@ -46,12 +46,15 @@ def counted(number: int, what: str) -> str:
 
 
 class Printable:
-    """A stream to which nothing but `printable` text is written. Raises: Unwritable where it cannot be."""
+    """A stream to which nothing but `printable` text is written, by the thread that made it: what others print, as one
+    that a judge left, goes to stderr. Raises: Unwritable where it cannot be."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.thread = stream, threading.get_ident()
 
     def write(self, text: str) -> int:
+        if threading.get_ident() != self.thread:
+            return sys.stderr.write(printable(text))
         with SCREEN.lock, leaving.arriving(self.stream):  # no line is drawn between the two
             SCREEN.wipe()
             return self.stream.write(printable(text))
@@ -84,11 +87,11 @@ class Beside:
 
 
 def print_result(text: str, done: str) -> None:
-    """Print what a command made, which stays made where that cannot be written: stderr then says what is `done`."""
+    """Print what a command made. Raises: Unwritable where that did not arrive, which says what is `done`."""
     try:
         print(text, flush=True)
     except leaving.Unwritable as error:
-        say(f"{error} {done}")
+        raise leaving.Unwritable(f"{error} {done}") from error
 
 
 def say(line: str) -> None:

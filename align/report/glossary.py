@@ -95,7 +95,7 @@ def kind_of(name: str, stage: str, loss: object = None) -> str:
     """What a stage's figure is of, beside its name: only those of one kind are laid over each other. "" where the name
     says it all. `loss` is the setting."""
     if name in ("loss", "eval/loss"):
-        return f"{stage}, {loss}" if loss else stage
+        return f"{stage}, {loss}" if loss and loss != stage else stage
     if name in ("kl", "eval/kl"):
         return f"{stage}, {KL_OF[stage]}" if stage in KL_OF else "of rollouts"
     if name.startswith("rewards/") or name == "eval/accuracy":

@@ -36,7 +36,8 @@ FILE, LOCK = "live.jsonl", "lock"
 LIMIT = 64 * 2**20
 """Bytes that are read of one such file, at most."""
 
-LARGEST = 1e300
+LARGEST, MOST_STEPS, LAST_MOMENT = 1e300, 2**53, 253402300800.0
+"""Of a figure; of steps; of seconds since 1970, which is the end of the year 9999, the last that Python can name."""
 
 Figures = dict[str, float]
 Answers = list[tuple[str, str]]
@@ -155,7 +156,7 @@ def read_live(path: Path) -> LiveRun | None:
     run: LiveRun | None = None
     for line in _lines(path / FILE):
         match line:
-            case {"run": str(name), "stage": str(stage), "began": int() | float() as began, "settings": dict(settings)}:
+            case {"run": str(name), "stage": str(stage), "began": began, "settings": dict(settings)} if is_time(began):
                 run = run or LiveRun(path.name, path, name, stage, began, settings)
                 run.began, run.left, run.pid, run.inputs = float(began), None, pid_of(line), inputs_of(line)
                 run.why = run.at = ""
@@ -163,13 +164,13 @@ def read_live(path: Path) -> LiveRun | None:
                 run.why = why
             case {"work": str(how_far)} if run:
                 run.at = how_far
-            case {"steps": int(steps), "from": int(first)} if run:
+            case {"steps": steps, "from": first} if run and is_count(steps) and is_count(first):
                 run.steps, run.step, run.rows = steps, first, [row for row in run.rows if row[0] <= first]
-            case {"step": int(step), "figures": dict(figures)} if run:
+            case {"step": step, "figures": dict(figures)} if run and is_count(step):
                 if found := {name: float(value) for name, value in figures.items() if is_figure(value)}:
                     run.note(step, found)
                 run.step, left = step, line.get("left")
-                run.left = float(left) if is_figure(left) else None
+                run.left = float(left) if is_time(left) else None
             case {"after": str(after), "answers": list(pairs)} if run:
                 run.answers[after] = [(pair[0], pair[1]) for pair in pairs if _is_answer(pair)]
     return run
@@ -207,6 +208,16 @@ def is_figure(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < LARGEST
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is a number of steps."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_STEPS
+
+
+def is_time(value: object) -> TypeGuard[float]:
+    """Whether it is a moment, or what is left until one, that can be shown."""
+    return is_figure(value) and 0 <= value < LAST_MOMENT
 
 
 def _is_answer(pair: object) -> bool:

@@ -45,6 +45,12 @@ def newest(folder: Path) -> Path | None:
     return max(folder.glob("checkpoint-*"), key=step_of, default=None)
 
 
+def newest_step(folder: Path) -> int | None:
+    """Of the last whole checkpoint in `folder`, if there is one."""
+    last = newest(folder)
+    return step_of(last) if last else None
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 

@@ -15,6 +15,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainingArguments
 from transformers.utils import is_galore_torch_available, is_schedulefree_available
 
@@ -181,3 +182,14 @@ def to_gradients(optimizer: Optimizer | None) -> None:
     """Weights become those where the next gradient is taken."""
     if isinstance(optimizer, AcceleratedOptimizer):
         optimizer.train()
+
+
+def warmed(theirs: LRScheduler, warmup: int) -> LambdaLR:
+    """transformers' schedule, but in its warm-up over w steps, step k has k / w of the peak, not (k - 1) / w: there the
+    first step of every run, and the only one of a short run, has a learning rate of 0."""
+    assert isinstance(theirs, LambdaLR)
+
+    def warm(rate: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda done: (done + 1) / warmup if done < warmup else rate(done)
+
+    return LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.ground.errors import NotTrained, Stopped
+from align.ground.errors import Stopped
 from align.ground.leaving import Interrupt
 from align.ground.terminal import say
 from align.models.precision import resolve_precision
@@ -31,7 +31,7 @@ from align.store import News
 from align.training import checkpoint, looking, optimizers, processes, weights
 from align.training.arguments import arguments, check_launch
 from align.training.checks.allocation import Allocating
-from align.training.checks.finite import where_not_finite
+from align.training.checks.finite import check_finite, loss_not_finite
 from align.training.checks.reach import Reach, Start
 from align.training.cost import Cost
 from align.training.plan import Plan
@@ -86,6 +86,7 @@ class StageTrainer(Trainer):
         # of the newest steps, `logging_steps` of them, over all ranks: name -> sum and count
         self.sums: list[dict[str, list[float]]] = []
         self.logged = 0  # the step of the last log
+        self.total_loss = 0.0  # of every step, over all ranks
         self.tokens, self.earlier, self.started = 0, 0.0, time.monotonic()
         self.history: list[dict[str, float]] = []
         if resume_from is not None:
@@ -96,6 +97,12 @@ class StageTrainer(Trainer):
         """What training took so far, earlier runs included."""
         return self.earlier + time.monotonic() - self.started
 
+    @property
+    def stopped(self) -> bool:
+        """Whether steps are left, and nothing that was measured ended it."""
+        ended = self.looking is not None and self.looking.watcher.ended
+        return self.state.global_step < self.source.steps and not ended
+
     def get_train_dataloader(self) -> StepSource:  # type: ignore[override]
         return self.source
 
@@ -104,17 +111,9 @@ class StageTrainer(Trainer):
         return optimizers.averaged(self.optimizer, self.roles.trainable())
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """transformers' schedule, but in its warm-up over w steps, step k has k / w of the peak, not (k - 1) / w: there
-        the first step of every run, and the only one of a short run, has a learning rate of 0."""
         if self.lr_scheduler is None:
             theirs = super().create_scheduler(num_training_steps, optimizer)
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            assert isinstance(theirs, LambdaLR)
-
-            def warm(rate: Callable[[int], float]) -> Callable[[int], float]:
-                return lambda done: (done + 1) / warmup if done < warmup else rate(done)
-
-            self.lr_scheduler = LambdaLR(theirs.optimizer, [warm(rate) for rate in theirs.lr_lambdas])
+            self.lr_scheduler = optimizers.warmed(theirs, self.args.get_warmup_steps(num_training_steps))
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: OptimizerStep, *_: object) -> Tensor:  # type: ignore[override]
@@ -144,11 +143,13 @@ class StageTrainer(Trainer):
         if isinstance(model, StepModule):
             average_gradients(list(self.roles.trainable().values()))
         if not torch.isfinite(total):  # once per step, and before the optimizer's: to ask a GPU is to wait for it
-            raise NotTrained(where_not_finite(self.state.global_step + 1, terms, self.roles.trainable()))
+            title, kept = str(self.args.run_name), checkpoint.newest_step(Path(str(self.args.output_dir)).parent)
+            raise loss_not_finite(title, self.state.global_step + 1, terms, self.roles.trainable(), kept)
         add(measured, {"loss": (total, 1)})
         of_step = over_ranks(measured, self.args.device)
         self.sums = [*self.sums, of_step][-int(self.args.logging_steps) :]
         self.of_step = means(of_step)
+        self.total_loss += self.of_step["loss"]
         self.reach.look()
         self.tokens += inputs.tokens
         return total
@@ -178,7 +179,11 @@ class StageTrainer(Trainer):
             self.note(logs, always=step == self.state.max_steps)
             if per_epoch:
                 self.state.epoch = step / per_epoch
-        super().log({name: value for name, value in logs.items() if name not in trackers.NOT_MEASURED}, start_time)
+        if "train_runtime" in logs:  # their summary, of this process alone
+            if self.stopped:
+                return
+            logs = trackers.summary(self.total_loss, self.seconds, step)
+        super().log(logs, start_time)
 
     def note(self, figures: Mapping[str, float], *, always: bool) -> None:
         """Put figures into the history, in a row a step, and tell who looks on, `always` or where it is time to."""
@@ -214,7 +219,7 @@ class StageTrainer(Trainer):
         weights.write(self.roles.trainable(), folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         self.allocating.save(folder)
-        state = {name: getattr(self, name) for name in ("history", "tokens", "seconds", "sums", "logged")}
+        state = {name: getattr(self, name) for name in ("history", "tokens", "seconds", "sums", "logged", "total_loss")}
         state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
         (folder / "history.json").write_text(json.dumps(state))
 
@@ -223,7 +228,7 @@ class StageTrainer(Trainer):
         weights.read(self.roles.trainable(), folder / "trainable.safetensors")
         saved = json.loads((folder / "history.json").read_text())
         self.history, self.tokens, self.earlier = saved["history"], saved["tokens"], saved["seconds"]
-        self.sums, self.logged = saved["sums"], saved["logged"]
+        self.sums, self.logged, self.total_loss = saved["sums"], saved["logged"], saved["total_loss"]
         self.reach.load_state_dict(saved["reach"])
         self.start.load_state_dict(saved["start"])
         self.allocating.load(folder)
@@ -287,14 +292,9 @@ def fit(
 
 def check_trained(trainer: StageTrainer, title: str, learning_rate: float) -> None:
     """Every step was taken and told something. Raises: Stopped, NotTrained."""
-    done, steps = trainer.state.global_step, trainer.source.steps
-    ended = trainer.looking is not None and trainer.looking.watcher.ended
-    if done < steps and not ended:
+    if trainer.stopped:
+        done, steps = trainer.state.global_step, trainer.source.steps
         raise Stopped(f"{title} stopped at step {done} of {steps}; run the same command to go on from there.")
     trainer.reach.end(title, trainer.source.metrics())
     trainer.start.end(title, learning_rate)
-    if bad := [name for name, p in trainer.roles.trainable().items() if not torch.isfinite(p).all()]:
-        raise NotTrained(
-            f"after the last step {bad[0]} is not finite: its gradient overflowed. Lower learning_rate or "
-            "max_grad_norm."
-        )
+    check_finite(title, trainer.roles.trainable())

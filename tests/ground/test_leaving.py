@@ -40,13 +40,31 @@ def ended(seconds: float, daemon: bool = False, more: str = "", given_up: float 
 @pytest.mark.parametrize(("more", "code", "said"), [("", 0, ""), ("raise InputError('no row')", 2, "no row\n")])
 def test_a_thread_that_goes_on(more: str, code: int, said: str) -> None:
     told = "judge: j.py left a thread running; Align ends without it\n"
-    assert ended(1000, more=more) == (code, "made\nput in order\n", said + told)
+    assert ended(1000, more=more) == (code, "made\n", said + told + "put in order\n")
 
 
 @pytest.mark.parametrize(("seconds", "daemon"), [(0.05, False), (1000, True)])
 def test_a_thread_that_holds_nothing(seconds: float, daemon: bool) -> None:
     """Negative controls: it ends by itself, or Python does not wait for it."""
-    assert ended(seconds, daemon) == (0, "made\nput in order\n", "")
+    assert ended(seconds, daemon, more="time.sleep(0.3)") == (0, "made\nput in order\n", "")
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5])
+def test_what_it_prints_is_no_answer(seconds: float) -> None:
+    """While the command goes on, and after its end: on stderr. The control is what the command prints."""
+    program = f"""
+import threading, time
+from align.ground import leaving
+from align.ground.terminal import guarded
+def body():
+    with leaving.threads_of("judge: j.py"):
+        threading.Thread(target=lambda: (time.sleep({seconds}), print("late", flush=True))).start()
+    time.sleep(0.2)
+    print("made")
+guarded(body)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stdout, done.stderr) == ("made\n", "late\n")
 
 
 def test_python_alone_waits() -> None:
@@ -56,13 +74,13 @@ def test_python_alone_waits() -> None:
 
 
 STUCK = """
-import ctypes, threading
+import ctypes, os, threading
 from align.ground import leaving
 from align.ground.terminal import guarded
 mutex = ctypes.create_string_buffer(64)
 def body():
     with leaving.at_once(0.3):
-        threading.Timer(0.5, print, ["waits"], {"flush": True}).start()
+        threading.Timer(0.5, os.write, [1, b"waits\\n"]).start()
         for _ in range(2):
             ctypes.CDLL(None).pthread_mutex_lock(mutex)
 guarded(body)

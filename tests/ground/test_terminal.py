@@ -173,7 +173,7 @@ def test_what_is_closed_is_not_taken_by_a_file(ends: str, out: str, tmp_path: Pa
         ("print('row ' * 99999)", 1, "stdout cannot be written (No space left on device).\n"),
         (
             "print_result('n d', 'It is made: n d')",
-            0,
+            1,
             "stdout cannot be written (No space left on device). It is made: n d\n",
         ),
         ("say('row')", 0, "row\n"),

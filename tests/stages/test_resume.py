@@ -390,15 +390,8 @@ def test_ctrl_c_from_outside(number: signal.Signals, pipeline: Pipeline) -> None
 # ---- what is not finite ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("stage", "term"), [("sft", "nll"), ("reward", "bradley_terry"), ("dpo", "dpo"), ("ppo", "policy, value")]
-)
-def test_a_nan_stops_the_run_and_is_named(
-    stage: str, term: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """NaN in a trained tensor before step 2: the message names step, term and tensor, nothing is committed, exit code
-    1."""
-    before = committed(pipeline.store)
+def break_at_step_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in trained tensors, from there on."""
     original, step = StageTrainer.training_step, [0]
 
     def training_step(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -410,13 +403,32 @@ def test_a_nan_stops_the_run_and_is_named(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("stage", "term"), [("sft", "nll"), ("reward", "bradley_terry"), ("dpo", "dpo"), ("ppo", "policy, value")]
+)
+def test_a_nan_stops_the_run_and_is_named(
+    stage: str, term: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN in a trained tensor before step 2: the message names step, term and tensor, nothing is committed, exit code
+    1."""
+    before = committed(pipeline.store)
+    break_at_step_2(monkeypatch)
     with pytest.raises(
         AlignError,
-        match=rf"step 2: the loss is not finite \(term {term}\); the first trained tensor that is not finite",
+        match=rf"/{stage}: step 2: the loss is not finite \(term {term}\); the first trained tensor that is not finite",
     ) as e:
         run(pipeline, stage, weight_decay=0.1)
-    assert e.value.exit_code == 1
+    assert e.value.exit_code == 1 and "checkpoint" not in str(e.value)  # none is written so early
     assert committed(pipeline.store) == before
+
+
+def test_a_nan_behind_a_checkpoint_says_that_it_is_kept(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controls are the runs above, which have none."""
+    break_at_step_2(monkeypatch)
+    with pytest.raises(AlignError, match=r"Lower learning_rate or max_grad_norm; the checkpoint of step 1 is kept\.$"):
+        run(pipeline, "sft", weight_decay=0.1, checkpoint_steps=1)
 
 
 def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(
@@ -433,7 +445,7 @@ def test_a_gradient_that_overflows_in_the_last_step_is_not_committed(
         return loss
 
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
-    with pytest.raises(AlignError, match=r"after the last step .*lora_[AB]\.policy\.weight is not finite"):
+    with pytest.raises(AlignError, match=r"/sft: after the last step .*lora_[AB]\.policy\.weight is not finite"):
         run(pipeline, "sft", weight_decay=0.1)
     assert committed(pipeline.store) == before
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from align import sft
-from align.ground.errors import InputError
+from align.ground.errors import InputError, Stopped
 from align.store import Artifact
 from align.training.telling import tracker_names, trackers
+from align.training.trainer import StageTrainer
 from tests.conftest import ROOT, Pipeline
 
 COMMON: dict[str, Any] = {"precision": "fp32", "threads": 1, "max_steps": 5, "batch_size": 2}
@@ -83,6 +86,44 @@ def test_events_outlive_the_run(
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "mine"))
     train(pipeline, report_to=["tensorboard"], seed=1)
     assert list((tmp_path / "mine/curve").glob("*/events*")) and not (tmp_path / "runs/curve").exists()
+
+
+def test_what_a_run_took_is_told_once_and_of_all_its_steps(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in step 2 of 5 and gone on: nothing of it at the stop, at the end the mean of a line a step and the
+    seconds of both. Negative control: the mean of the last three steps, which the second process took, is another."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    settings: dict[str, Any] = {"report_to": ["tensorboard"], "logging_steps": 1, "name": "legs", "seed": 3}
+
+    def told() -> list[dict[str, float]]:
+        files = sorted(tmp_path.glob("legs/*/events*"), key=lambda file: file.stat().st_mtime_ns)
+        found = [EventAccumulator(str(file)).Reload() for file in files]
+        tags = [[tag for tag in one.Tags()["scalars"] if tag.startswith("train/train_")] for one in found]
+        return [{tag: one.Scalars(tag)[-1].value for tag in some} for one, some in zip(found, tags, strict=True)]
+
+    original = StageTrainer.training_step
+
+    def stops(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            time.sleep(1.0)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(StageTrainer, "training_step", stops)
+        train(pipeline, **settings)
+    assert told() == [{}]
+    time.sleep(1.0)  # else both legs have a folder, named after the second
+    start = time.monotonic()
+    made = train(pipeline, **settings)
+    second = time.monotonic() - start
+    losses = [row["loss"] for step, row in rows(pipeline, made).items() if step]
+    took = told()[-1]
+    assert took["train/train_loss"] == pytest.approx(sum(losses) / 5)
+    assert took["train/train_loss"] != pytest.approx(sum(losses[2:]) / 3, rel=1e-3)
+    assert 1.0 < took["train/train_runtime"] < second + 60
+    assert took["train/train_steps_per_second"] == pytest.approx(5 / took["train/train_runtime"])
 
 
 @pytest.mark.parametrize(

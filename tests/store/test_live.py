@@ -129,6 +129,34 @@ def test_nothing_in_the_file_is_trusted(tmp_path: Path):
     ]
 
 
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("began", ["1e999", "NaN", "-1", "1e12", "true", HUGE])
+def test_a_beginning_at_no_time_is_passed_over(began: str, tmp_path: Path):
+    """So is a run of which nothing else is told. Negative control: one of a moment is read."""
+    begins = '{"run": "x", "stage": "y", "began": %s, "settings": {}}\n{"steps": 2, "from": 0}\n'
+    (tmp_path / FILE).write_text(begins % began)
+    assert read_live(tmp_path) is None
+    (tmp_path / FILE).write_text(begins % 1.5)
+    assert (found := read_live(tmp_path)) and (found.began, found.steps) == (1.5, 2)
+
+
+@pytest.mark.parametrize("step", [HUGE, "-5", "true", "1e999", str(2**53)])
+def test_a_step_that_is_none_is_passed_over(step: str, tmp_path: Path):
+    """Negative control: the line of a step, and of a time left, that can be shown."""
+    told(tmp_path)
+    with open(tmp_path / FILE, "a") as file:
+        file.write(f'{{"step": {step}, "figures": {{"loss": 9}}}}\n{{"steps": {step}, "from": 0}}\n')
+        file.write(f'{{"steps": 10, "from": {step}}}\n')
+    found = read_live(tmp_path)
+    assert found and (found.step, found.steps, len(found.rows), found.left) == (3, 10, 3, 7.0)
+    with open(tmp_path / FILE, "a") as file:
+        file.write(f'{{"step": 4, "figures": {{"loss": 9}}, "left": {HUGE}}}\n')
+    found = read_live(tmp_path)
+    assert found and (found.step, found.rows[-1], found.left) == (4, (4, {"loss": 9.0}), None)
+
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -73,6 +73,21 @@ def test_values_are_whole_and_no_two_names_look_alike(width: int, store: Store, 
     assert len({name[:26] for name in swept}) < len(swept)
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_long_name_in_an_error_stays_in_its_column(width: int, store: Store, server: BoardServer):
+    """Negative control: without the rule that breaks it, it runs out."""
+    (store.path / "runs/bad").mkdir(parents=True)
+    news = News(store.path / "runs/bad")
+    news.begin("bad", "sft", {})
+    news.failed(f"the first tensor that is not finite is base.{'layers_self_attn_q_proj_lora_A' * 4}.policy.weight")
+    out = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    with opened(server.url, width, "#runs input") as (page, wrong):
+        about = page.locator(".about", has_text="not finite").locator("xpath=..")
+        assert about.evaluate_all(out) == 0 and wrong == []
+        about.locator(".about").evaluate("one => { one.style.overflowWrap = 'normal'; }")
+        assert about.evaluate_all(out) == 1
+
+
 def test_runs_of_one_name_are_told_apart(store: Store):
     """One that is done, and one at work that will have its name; alone it needs no more."""
     with store.run("c" * 64) as run:

@@ -27,8 +27,6 @@ EVENTS = "runs"
 """Folder of what trackers write here, in the working folder, unless their own variables name another."""
 WANDB_DIR = os.environ.get("WANDB_DIR")
 """Where the user wants wandb's files."""
-NOT_MEASURED = ("train_samples_per_second", "total_flos")
-"""Of the summary that transformers logs at the end: it takes a step for a sample, and no operations are counted."""
 
 
 @dataclass
@@ -65,6 +63,16 @@ def flat(settings: Mapping[str, object], above: str = "") -> dict[str, int | flo
         else:
             found[above + key] = json.dumps(value)
     return found
+
+
+def summary(total_loss: float, seconds: float, steps: int) -> dict[str, float]:
+    """Of a run that is done, also where it went on several times, under transformers' names. Left out: it takes a step
+    for a sample, and no operations are counted."""
+    return {
+        "train_runtime": seconds,
+        "train_steps_per_second": steps / max(seconds, 1e-9),
+        "train_loss": total_loss / max(steps, 1),
+    }
 
 
 class HyperParameters(TrainerCallback):
