@@ -42,7 +42,7 @@ def explain_precision(precision: Precision) -> tuple[torch.dtype, str]:
         return torch.float32, "this CPU has no bf16 units"
     speed = _bf16_speed()
     faster = speed >= FASTER
-    said = f"a training step's products take {speed:.1f} times as long in fp32 as in bf16 on this CPU"
+    said = f"large matrix products take {speed:.1f} times as long in fp32 as in bf16 on this CPU"
     return (torch.bfloat16, said) if faster else (torch.float32, f"{said}, and bf16 is taken from {FASTER} on")
 
 

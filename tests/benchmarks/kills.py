@@ -74,9 +74,9 @@ def prepared(folder: Path) -> tuple[Path, Path]:
     return recipe, store
 
 
-def command(recipe: Path, stage: str, steps: int) -> list[str]:
-    """One stage of the recipe as its own run, longer than the recipe has it."""
-    changes = {"max_steps": steps, **EVERY}
+def command(recipe: Path, stage: str, steps: int, **more: int) -> list[str]:
+    """One stage of the recipe as its own run, longer than the recipe has it, with `more` settings."""
+    changes = {"max_steps": steps, **EVERY, **more}
     sets = [word for key, value in changes.items() for word in ("--set", f"stages.{stage}.{key}={value}")]
     return ["run", str(recipe), "--from", stage, "--until", stage, "--json", *sets]
 

@@ -187,7 +187,7 @@ def test_what_does_not_build_on_a_failed_run_goes_on(
         "command then does the rest.",
     ]
     assert error.value.exit_code == 1
-    assert capsys.readouterr().out.splitlines()[-1] == f"align compare 'tiny/dpo.*' {' '.join(where)}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: align compare 'tiny/dpo.*' {' '.join(where)}"
     by_hand = align.run(pipeline.recipe, pipeline.store, overrides=["stages.dpo.learning_rate=0.02"], until="dpo")
     assert by_hand["dpo"] == error.value.made["dpo.learning_rate-0.02"]
 

@@ -220,7 +220,7 @@ def test_killed_between_checkpoints(stage: str, pipeline: Pipeline) -> None:
 
     `python -m tests.benchmarks.kills` does it at random moments.
     """
-    words = [*kills.command(pipeline.recipe, stage, 4), "--set", f"stages.{stage}.checkpoint_steps=2"]
+    words = kills.command(pipeline.recipe, stage, 4, checkpoint_steps=2)
     before = committed(pipeline.store)
     kills.killed(words, pipeline.store.path, 4, 0.0)
     assert committed(pipeline.store) == before and kills.checkpoint_of(pipeline.store.path) == 2
