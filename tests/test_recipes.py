@@ -97,7 +97,7 @@ def test_every_recipe_is_planned(project: Path, recipe: Path):
     lines, heavy = dry_run(project, recipe)
     assert heavy == []
     assert [line.partition(":")[0] for line in lines] == [f"{plan.name}/{stage}" for stage in plan.stages]
-    assert {line.partition(": ")[2] for line in lines} == {"run, it has not run before"}
+    assert {line.partition(": ")[2] for line in lines} == {"run, nothing has its name yet"}
     assert not (project / "store").exists()
 
 

@@ -155,7 +155,7 @@ def _table(rows: dict[str, Artifact], seconds: dict[str, float | None], store: S
     if last.kind != "report":
         return "\n".join(lines)
     reports = [name for name, artifact in rows.items() if artifact.kind == "report"]
-    whose = f", the last of {len(reports)} reports; the command at the end is for all" if reports[1:] else ""
+    whose = f", the last of {len(reports)} reports" if reports[1:] else ""
     return "\n".join([*lines, "", f"{reports[-1]}{whose}:", "", result_text(store, last)])
 
 

@@ -82,7 +82,8 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
 
 def _by_reports(store: Store, runs: Sequence[Artifact]) -> tuple[list[dict[str, float]], set[str]]:
     """What named reports measured of each run, by the last part of the report's name, report/gold, or by all of it
-    where two of one part have different values; and what judges measured."""
+    where two of one part have different values, of which one that measured all runs goes first; and what judges
+    measured."""
     found: list[dict[str, dict[str, float]]] = [{} for _ in runs]
     judged: set[str] = set()
     for name, report, labels in reports(store):
@@ -95,9 +96,15 @@ def _by_reports(store: Store, runs: Sequence[Artifact]) -> tuple[list[dict[str, 
                         short = f"{name.rsplit('/', 1)[-1]}/{key.removeprefix(begin)}"
                         of_run.setdefault(short, {})[f"{name}/{key.removeprefix(begin)}"] = value
     figures: list[dict[str, float]] = [{} for _ in runs]
-    for of_run, told in zip(found, figures, strict=True):
-        for short, values in of_run.items():
-            told |= {short: next(iter(values.values()))} if len({*values.values()}) == 1 else values
+    for short in dict.fromkeys(short for of_run in found for short in of_run):
+        each = [of_run.get(short, {}) for of_run in found]
+        of_all = [report for report in each[0] if all(report in values for values in each)]
+        for values, told in zip(each, figures, strict=True):
+            meant = {values[report] for report in of_all or values}
+            if len(meant) == 1:
+                told[short] = meant.pop()
+                values = {report: value for report, value in values.items() if of_all and report not in of_all}
+            told |= values
     return figures, judged
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from align.store import Artifact, Hold, Store
 
 
@@ -13,6 +15,11 @@ class Pinned(Store):
         super().__init__(store.path)
         self.made: dict[str, Artifact] = {}
         self.held = held
+        self.places: dict[str, Path] = {}
+        """Where bases lie that the recipe names, by digest: a store that was pulled does not know."""
+
+    def place(self, digest: str) -> Path | None:
+        return self.places.get(digest) or super().place(digest)
 
     def resolve(self, name: Artifact | str) -> Artifact:
         return super().resolve(self.made.get(name, name) if isinstance(name, str) else name)

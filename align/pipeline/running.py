@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from align import memory, training
@@ -15,6 +15,7 @@ from align.ground.json import Json
 from align.ground.progress import Task, Work
 from align.ground.terminal import say
 from align.ground.wish import WISH
+from align.inputs.bases import find_base
 from align.memory.text import in_few
 from align.pipeline.handover import bound, load, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans
@@ -191,6 +192,11 @@ def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: 
             missing = f"there is no {refs[target]} in {store.path}"
             raise InputError(f"--from {names[0]}: {name} needs {target}, but {missing}. Run it first: --from {target}.")
     store.made |= {refs[name]: artifact for name, artifact in made.items()}
+    bases = {base.model: base for name in earlier if (base := getattr(recipe.stages[name].config, "base", None))}
+    for base in bases.values():
+        with suppress(InputError):  # of one that is not there what needs it says more
+            found = find_base(base, store)
+            store.places |= {} if found.in_store else {found.digest: found.path}
     return made
 
 

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -41,6 +41,8 @@ class Document:
     path: Path
     values: Json
     lines: dict[words.Path, str]
+    anchored: set[words.Path] = field(default_factory=set)
+    """What others may be a copy of (&name)."""
 
     def where(self, path: words.Path) -> str:
         """ "file:line" of the innermost key of `path` that is written somewhere."""
@@ -54,6 +56,13 @@ class Document:
         in_stage = next((n for n in depth if own[: 2 + n] in self.lines), 0)
         beside = next((n for n in depth if path[:n] in self.lines), 0)
         return path if beside > in_stage else own
+
+    def is_at_fault(self, path: words.Path) -> bool:
+        """Whether it is to be said of what stands there that nothing takes it: what --set wrote, and what the file says
+        where --set leaves that as it is; not of what others are a copy of."""
+        laid = self.laid_over()
+        begins = [path[:n] for n in range(1, len(path) + 1)]
+        return any(begin in laid for begin in begins) or not (laid or self.anchored.intersection(begins))
 
     def laid_over(self) -> dict[words.Path, str]:
         """What --set wrote last, by where it stands."""
@@ -76,15 +85,16 @@ def read_yaml(path: str | Path) -> Document:
         raise InputError(f"{path}: cannot be read: {in_words(error)}. Expected a YAML file of settings.") from error
     if len(text) > RECIPE_LIMIT:
         raise InputError(f"{path} has more than the {RECIPE_LIMIT:,} characters that a recipe has at most.")
-    lines: dict[words.Path, str] = {}
+    document = Document(path, {}, {})
     with _reading(str(path), "YAML", lines=True):
-        _note_lines(YAML(typ="safe", pure=True).compose(text), (), lines, path)
+        _note_lines(YAML(typ="safe", pure=True).compose(text), (), document)
         values = YAML(typ="safe", pure=True).load(text)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, found {words.found(values)}.")
     if _entries(values) > KEYS_LIMIT:
         raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
-    return Document(path, values, lines)
+    document.values = values
+    return document
 
 
 def _text(path: Path) -> str:
@@ -136,7 +146,7 @@ def lay_over(document: Document, text: str, *, swept: bool = False) -> None:
     if swept:
         parsed = {KEY: parsed} if len(parsed) > 1 else next(iter(parsed), None)  # nothing is null, as in YAML
     for path, before in document.laid_over().items():
-        if path == keys:
+        if path[: len(keys)] == keys:
             raise InputError(f"{before} and --set {text}: {key} is given twice; give it once.")
     at = document.values
     for i, part in enumerate(keys[:-1]):
@@ -166,21 +176,23 @@ def _entries(values: object) -> int:
     return count
 
 
-def _note_lines(node: Node | None, path: words.Path, lines: dict[words.Path, str], file: Path) -> None:
+def _note_lines(node: Node | None, path: words.Path, document: Document) -> None:
+    file = document.path
+    if node is not None and node.anchor:
+        document.anchored.add(path)
     if isinstance(node, MappingNode):
         for key, value in node.value:
+            line = f"{file}:{key.start_mark.line + 1}"
             if not isinstance(key, ScalarNode):
-                raise InputError(f"{file}:{key.start_mark.line + 1}: a key is a list or a mapping; expected a name.")
+                raise InputError(f"{line}: a key is a list or a mapping; expected a name.")
             if key.tag not in NAMES:
                 shown = words.found(YAML(typ="safe", pure=True).load(key.value))
-                raise InputError(
-                    f"{file}:{key.start_mark.line + 1}: a key is {shown}; expected a name, in quotes if need be."
-                )
-            lines[*path, key.value] = f"{file}:{key.start_mark.line + 1}"
-            _note_lines(value, (*path, key.value), lines, file)
+                raise InputError(f"{line}: a key is {shown}; expected a name, in quotes if need be.")
+            document.lines[*path, key.value] = line
+            _note_lines(value, (*path, key.value), document)
     elif isinstance(node, SequenceNode):
         for i, value in enumerate(node.value):
-            lines[*path, str(i)] = f"{file}:{value.start_mark.line + 1}"
+            document.lines[*path, str(i)] = f"{file}:{value.start_mark.line + 1}"
 
 
 def _mark(error: YAMLError) -> str:

@@ -67,15 +67,11 @@ class Takers:
         """What no stage takes, and a sentence on why."""
         for path, stages in self.stages.items():
             name = ".".join(path)
+            theirs = "has a base of its own, or a parent, which is on one" if path[0] == "base" else "sets its own"
             if stages and all(stages.values()):
                 yield path, f"{name} has no effect in any stage: {next(iter(stages.values()))}"
-            elif not stages and path[0] == "base":
-                yield (
-                    path,
-                    f"{name}: no stage takes it, as each has a parent, which says which base it is on. Remove it.",
-                )
             elif not stages:
-                yield path, f"{name}: no stage takes it, as each that has it sets its own. Remove it, or set it there."
+                yield path, f"{name}: no stage takes it, as each that has it {theirs}. Remove it, or set it there."
 
 
 def _written(defaults: Json, at: words.Path = ()) -> Iterator[words.Path]:

@@ -36,7 +36,7 @@ from align.recipe.entries import (
 from align.recipe.fields import is_list, leaves
 from align.recipe.paths import relative_to
 from align.recipe.settings import NAME, IsFile, IsRef, Runtime, Settings, StageConfig, markers
-from align.recipe.sweep import KEY, Sweep, check_few, filled, find_sweeps, hint
+from align.recipe.sweep import KEY, RUNS_LIMIT, Sweep, check_few, filled, find_sweeps, hint
 from align.recipe.telling import beside
 from align.recipe.telling import problems as words
 
@@ -115,7 +115,8 @@ class _Reader:
             for entry in self.runs(str(name), stage, kind, bodies[stage] or {}, [*bodies])
         ]
         for at, text in [] if self.found else self.takers.untaken():
-            self.problem(at, text)
+            if self.document.is_at_fault(at):
+                self.problem(at, text)
         recipe = Recipe(str(name), self.document, {entry.name: entry for entry in entries}, self.takers)
         if self.found:
             raise Misread("\n".join(sorted(self.found, key=self.line)), recipe)
@@ -187,15 +188,23 @@ class _Reader:
         # a stage that is named alone is one run of it, even where several may be given
         fields = {key: field for key, field in config.model_fields.items() if isinstance(given.get(key), list)}
         lists = {key for key, field in fields.items() if is_list(field) and IsFile not in markers(field)}
-        reached = [
-            path
-            for path in self.sweep.axes
-            if path[:2] == ("stages", stage)
-            or (path[0] != "stages" and reaches(path, config, usable, own) and has_effect(path, config, given))
-        ]
+        own_at = ("stages", stage)
+        axes = [p for p in self.sweep.axes if p[:2] == own_at or (p[0] != "stages" and reaches(p, config, usable, own))]
+
+        def acts(path: words.Path) -> bool:
+            """Whether a default has effect beside any values of the others."""
+            others = [other for other in axes if other != path]
+            every = itertools.product(*(self.sweep.axes[other] for other in others))
+            for values in itertools.islice(every, RUNS_LIMIT):
+                chosen = first | dict(zip(others, values, strict=True))
+                if has_effect(path, config, laid_over(config, filled(usable, chosen), filled(own, chosen, own_at))):
+                    return True
+            return False
+
+        reached = [path for path in axes if path[:2] == own_at or acts(path)]
         for choice in self.sweep.choices(reached):
             chosen = first | self.sweep.values(choice)
-            mine, general = filled(own, chosen, ("stages", stage)), filled(usable, chosen)
+            mine, general = filled(own, chosen, own_at), filled(usable, chosen)
             inputs = self.inputs(config, laid_over(config, general, mine), stage, order)
             for name, taken in self.sweep.runs(stage, choice, inputs, lists).items():
                 if name != stage and {name, name.partition("/")[0]} & {*order}:

@@ -25,7 +25,7 @@ def nothing_known(name: str, store: Store) -> str:
     """Why there is nothing to compare a run with, in words; empty where `name` stands for an artifact."""
     path = store.path / "refs" / name
     if not path.is_file():
-        return "it has not run before"
+        return "nothing has its name yet"
     digest = store.pointer(path)
     return "" if digest and store.manifest_path(digest).exists() else f"{path} is damaged: it names no artifact"
 

@@ -144,8 +144,8 @@ def test_dry_run_writes_nothing(tmp_path: Path, pipeline: Pipeline, capsys: pyte
     assert align.run(pipeline.recipe, fresh, dry_run=True) == {}
     assert not fresh.path.exists()
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "tiny/pretrain: run, it has not run before",
-        "tiny/sft: run, it has not run before",
+        "tiny/pretrain: run, nothing has its name yet",
+        "tiny/sft: run, nothing has its name yet",
     ]
     shutil.rmtree(pipeline.store.path / "cache")  # nor is a base laid out to be looked at
     before = contents(pipeline.store)

@@ -39,7 +39,7 @@ def test_a_sweep_makes_only_what_is_new(
     align.run(recipe, store, dry_run=True)
     told = capsys.readouterr().out
     assert told.splitlines()[0] == "tiny: 6 runs of 5 stages, 1 new, 5 done"
-    assert "tiny/dpo.beta-0.5: run, it has not run before" in told
+    assert "tiny/dpo.beta-0.5: run, nothing has its name yet" in told
     alone = dpo.run
 
     def stopped(config: dpo.Config, store: Store):
@@ -237,7 +237,7 @@ def test_reports_of_seeds_are_combined(pipeline: Pipeline, capsys: pytest.Captur
     dispatch(["run", str(pipeline.recipe), "--store", str(pipeline.store.path)])
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == f"align combine 'tiny/*/report' --store {pipeline.store.path}"
-    assert "tiny/seed-4/report, the last of 2 reports; the command at the end is for all:" in told
+    assert "tiny/seed-4/report, the last of 2 reports:" in told
     dispatch(["combine", "tiny/*/report", "--store", str(pipeline.store.path)])
     shown = capsys.readouterr().out
     assert "tiny/seed-3/report" in shown and "sft/letters" in shown

@@ -420,7 +420,11 @@ def test_words_of_libraries_are_ours(tmp_path: Path, text: str, message: str) ->
         ("learning_rate: fast", "no stage takes it, as each that has it sets its own. Remove it, or set it there."),
         ("max_steps: 3", None),
         ("adapter: {rank: 2, alpha: 4}", None),
-        ("base: other", "no stage takes it, as each has a parent, which says which base it is on. Remove it."),
+        (
+            "base: other",
+            "no stage takes it, as each that has it has a base of its own, or a parent, which is on one. Remove it, or "
+            "set it there.",
+        ),
     ],
 )
 def test_what_no_stage_takes_is_refused(read: Callable[..., Recipe], default: str, said: str | None) -> None:
@@ -501,3 +505,21 @@ def test_each_part_of_a_setting_that_is_wrong_is_told(read: Callable[..., Recipe
         "recipes/r.yaml:1: stages.sft.data: file 4 names no file. Expected one such as {file: a.jsonl, weight: 0.7}.",
         "recipes/r.yaml:1: stages.r.judges: expected a mapping of names to text, found 3 in it.",
     ]
+
+
+def test_set_may_take_the_effect_of_what_the_file_says(read: Callable[..., Recipe]) -> None:
+    """One tries something once, and the file stays. Negative controls: without it, and what --set says in vain."""
+    text = "{epochs: 2, seed: 1, base: b, stages: {sft: {data: x.jsonl%s}}}"
+    assert read(text % "", "max_steps=4", "stages.sft.seed=2").stages["sft"].config.seed == 2
+    assert len(problems(read, text % ", seed: 3, max_steps: 4")) == 2
+    assert problems(read, text % ", seed: 3", "seed=4") == [
+        "--set seed=4: seed: no stage takes it, as each that has it sets its own. Remove it, or set it there."
+    ]
+    assert "given twice" in problems(read, GOOD, "adapter.rank=4", "adapter={alpha: 8}")[0]
+
+
+def test_what_others_are_a_copy_of_may_stand_beside_stages(read: Callable[..., Recipe]) -> None:
+    """Negative control: without an anchor."""
+    text = "learning_rate: %s1e-3\nstages:\n  sft: {base: b, data: x.jsonl, learning_rate: %s}\n"
+    assert read(text % ("&lr ", "*lr")).stages["sft"].config.model_dump()["learning_rate"] == 1e-3
+    assert "no stage takes it" in problems(read, text % ("", "1e-3"))[0]

@@ -193,3 +193,11 @@ def test_what_cannot_be_is_refused(read: Read) -> None:
         '--set stages.dpo.beta=1,2: stages.dpo.beta: expected a number above 0, found the text "1,2". `align sweep` '
         "takes several values."
     ]
+
+
+def test_a_default_is_swept_where_any_value_beside_it_gives_it_effect(read: Read) -> None:
+    """In either order of those values. Negative control: with none of them it is refused."""
+    text = "base: b\nepochs: {sweep: [1, 2]}\nstages:\n  sft: {data: x.jsonl, max_steps: {sweep: %s}}\n"
+    for steps in ("[5, null]", "[null, 5]"):
+        assert len(read(text % steps).stages) == 4
+    assert "epochs has no effect in any stage" in told(read, text % "[5, 6]")[0]

@@ -121,7 +121,7 @@ def test_help_and_flags(line: None, recipe: Path, tmp_path: Path, capsys: pytest
     assert "How low the voice is." in said(capsys, "murmur", "--help")
     given = ["--base", ROOT / "data/tiny-base", "--data", recipe.parent / "talk.jsonl", "--store", tmp_path / "store"]
     told = said(capsys, "murmur", *given, "--whisper", "0.25", "--dry-run", "--device", "cuda")
-    assert "murmur: run, it has not run before" in told and "memory on the GPU" in told
+    assert "murmur: run, nothing has its name yet" in told and "memory on the GPU" in told
 
 
 def test_a_recipe_runs_it(line: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,7 +202,7 @@ def test_a_recipe_without_a_fault_is_rehearsed(tmp_path: Path, name: str, capsys
     recipe = recipe_of(name, tmp_path)
     dry_run(tmp_path, recipe)
     printed = capsys.readouterr().out
-    assert all(f"r/{stage}: run, it has not run before\n" in printed for stage in recipe["stages"])
+    assert all(f"r/{stage}: run, nothing has its name yet\n" in printed for stage in recipe["stages"])
 
 
 @pytest.mark.parametrize("fault", range(len(FAULTS)))

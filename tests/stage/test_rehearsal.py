@@ -301,7 +301,7 @@ def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert not store.path.exists()
     for stage in recipe["stages"]:
-        assert f"r/{stage}: run, it has not run before\n" in printed
+        assert f"r/{stage}: run, nothing has its name yet\n" in printed
     assert "r/more: 37 to train on, 3 held out; 5 optimizer steps of 8 records; that is few to learn from: " in printed
     assert "r/ppo: 8 prompts, 1 rollout of 8 samples, 4 optimizer steps\n" in printed
     one_line = " ".join(printed.split())
@@ -334,7 +334,7 @@ def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"/proc/x.* can\w* be made in /proc"):
             attempt()
     asked = generate.Config(base=str(TINY), data=str(tmp_path / "prompts.jsonl"), threads=1)
-    assert plan(generate.STAGE, asked, Store("/proc/x")).says == ["generate: run, it has not run before"]
+    assert plan(generate.STAGE, asked, Store("/proc/x")).says == ["generate: run, nothing has its name yet"]
     assert plan(sft.STAGE, config, Store(tmp_path / "new")).says and not (tmp_path / "new").exists()
 
 

@@ -156,7 +156,7 @@ def test_planned(pipeline: Pipeline) -> None:
     for more, beside in (({}, False), ({"lmbda": 0.5, "max_new_tokens": 8}, True)):
         settings = config(pipeline, **given, **more)
         planned = plan(distill.STAGE, settings, pipeline.store)
-        assert "run, it has not run before" in str(planned) and "4 optimizer steps" in str(planned)
+        assert "run, nothing has its name yet" in str(planned) and "4 optimizer steps" in str(planned)
         inquiry = memory.Inquiry.asked(None, "cuda", True)
         (found,) = memory_plan(distill.STAGE, settings, pipeline.store, inquiry, planned.looked).values()
         assert isinstance(found, memory.MemoryPlan)

@@ -110,7 +110,7 @@ def test_planned(stage: str, trained: Pipeline, tmp_path: Path) -> None:
     settings = config(here, stage)
     which = importlib.import_module(f"align.{stage}").STAGE
     planned = plan(which, settings, here.store)
-    assert "run, it has not run before" in str(planned) and "optimizer steps" in str(planned)
+    assert "run, nothing has its name yet" in str(planned) and "optimizer steps" in str(planned)
     inquiry = memory.Inquiry.asked(None, "cuda", True)
     (found,) = memory_plan(which, settings, here.store, inquiry, planned.looked).values()
     assert isinstance(found, memory.MemoryPlan)

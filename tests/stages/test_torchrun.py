@@ -224,7 +224,7 @@ def test_a_stop_is_gone_on_from(trained: Pipeline, tmp_path: Path) -> None:
         errors
     )
     config, store, alone = settings_of(tmp_path, trained), Store(tmp_path / "s"), Store(tmp_path / "alone")
-    assert plan(sft.STAGE, config, store).says == [f"x: run, it has not run before; it goes on from step {second}"]
+    assert plan(sft.STAGE, config, store).says == [f"x: run, nothing has its name yet; it goes on from step {second}"]
 
     process = torchrun(*words)
     assert begins_behind(process, tmp_path, second)

@@ -385,8 +385,9 @@ def test_data_that_each_seed_made_are_alike(store: Store, tmp_path: Path):
 
 
 def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
-    """Of seeds within a stage one report has all figures; each run takes its own. Negative controls: where reports of
-    one name differ about a run, neither is taken for it, and without a report there is nothing of one."""
+    """Of seeds within a stage one report has all figures; each run takes its own, whatever another report says of one
+    of them. Negative controls: where two of all runs differ both are told in full, and without a report there is
+    nothing of one."""
     runs = {
         f"dpo.seed-{i}": put(store, fill(tmp_path / str(i), {"w": bytes([i])}), metrics={"loss": 1.0}) for i in range(3)
     }
@@ -411,7 +412,10 @@ def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
     assert found["report/gold"].values == tuple(gold.values()) and found["report/gold"].interval[1] == 1.0  # a share
     report("again", {"dpo.seed-1": 0.5})
     found, others = combine(store, list(runs.values()))
-    assert [*found] == ["loss"] and others == ["again/report/gold", "report/gold", "two/report/gold"]
+    assert found["report/gold"].values == tuple(gold.values()) and others == ["again/report/gold"]
+    report("third", dict.fromkeys(gold, 0.3))
+    found, others = combine(store, list(runs.values()))
+    assert [*found] == ["third/report/gold", "two/report/gold", "loss"] and others == ["again/report/gold"]
 
 
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
