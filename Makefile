@@ -52,7 +52,8 @@ next:
 	@said=$$($(VENV)/bin/align checkout quickstart/report data/quickstart/report 2>&1) || \
 		{ echo "$$said" >&2; echo "It is made by \`make quickstart\`."; exit 2; }
 	@echo
-	@echo "Talk to what came out:"
+	@echo "Talk to what came out (it knows single questions, such as What is 3 plus 4?;"
+	@echo "/reset before the next one):"
 	@echo "  $(VENV)/bin/align chat quickstart/ppo"
 	@echo "Read the report in a browser:"
 	@echo "  $(VENV)/bin/python -m webbrowser data/quickstart/report/report.html"

@@ -92,7 +92,7 @@ class Guard(Watching):
     def begin(self, steps: int, per_epoch: int) -> None:
         self.run.steps, self.schedule = steps, looks.schedule(self.config, steps, per_epoch)
         if self.some:
-            more = "" if self.often else "; eval_steps draws their curve"
+            more = "" if self.often else "; align show says what they found, eval_steps draws a curve"
             many = f"{len(self.some):,} held-out record{'s are' if len(self.some) != 1 else ' is'}"
             say(f"{self.title}: {many} looked at {self.schedule}{more}")
         patience, count = self.config.patience, self.schedule.count()

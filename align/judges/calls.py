@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -81,8 +82,11 @@ class Judge:
         function = self.function
         while isinstance(function, functools.partial):
             function = function.func
-        text = function.__doc__
-        return " ".join(text.strip().split("\n\n")[0].split()) if isinstance(text, str) else ""
+        text = getattr(function, "__doc__", None)
+        if type(text) is not str:
+            return ""
+        said = re.split(r"\n\s*\n", text.strip())[0]
+        return " ".join(said.encode("utf-8", "replace").decode().split())
 
     @property
     def gets(self) -> str:

@@ -103,7 +103,7 @@ def _look_at_files(
         except InputError as error:
             wrong[name] = error
     if wrong:
-        raise _refusal(recipe, wrong)
+        raise refusal(recipe, wrong)
     return found
 
 
@@ -112,7 +112,7 @@ def _waits(entry: recipes.Entry, made: Mapping[str, Artifact]) -> bool:
     return any(target not in made for targets in entry.inputs.values() for target in targets)
 
 
-def _refusal(recipe: Recipe, wrong: Mapping[str, InputError]) -> InputError:
+def refusal(recipe: Recipe, wrong: Mapping[str, InputError]) -> InputError:
     """All that is wrong with stages, in one go; what is said of a run is said of the first of its stage alone. It says
     how the recipe has files made that are not there."""
     told: dict[str, str] = {}
@@ -175,7 +175,7 @@ def _ahead(
         looked = look(config, stage.reads(config), question.data, seen)
         rehearsed = rehearse(question, looked, expected.scratch / name)
     except InputError as error:
-        raise _refusal(recipe, {name: error}) from error
+        raise refusal(recipe, {name: error}) from error
     parent = question.parents["parent"].kind if "parent" in question.parents else None
     makes, *_ = stage.kinds(config, parent)
     expected.promise(title, makes, rehearsed)

@@ -18,7 +18,7 @@ from align.ground.wish import WISH
 from align.inputs.bases import find_base
 from align.memory.text import in_few
 from align.pipeline.handover import bound, load, store_of
-from align.pipeline.look_ahead import Step, look_ahead, memory_plans
+from align.pipeline.look_ahead import Step, look_ahead, memory_plans, refusal
 from align.pipeline.pinned import Pinned
 from align.recipe import Recipe
 from align.stage import why
@@ -109,8 +109,8 @@ def _run_all(recipe: Recipe, names: Sequence[str], made: dict[str, Artifact], st
             continue
         try:
             made[name] = store.made[title] = _run_stage(recipe, name, made, store)
-        except Stopped:
-            raise
+        except Stopped as error:
+            raise Stopped("\n".join([*failed.values(), str(error)])) from error
         except AlignError as error:
             if not recipe.is_swept:
                 raise
@@ -252,3 +252,5 @@ def _run_stage(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: P
         return artifact
     except Stopped as error:
         raise Stopped(f"{error} Stages that are done stay done.") from error
+    except InputError as error:
+        raise refusal(recipe, {name: error}) from error

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from align.ground.errors import InputError
 from align.store import Artifact
 
+FEW = 10
+"""Held-out pairs below which nothing is refused: of two, a rule of length has both right in every fourth case."""
 MEASURED = {"eval/accuracy", "eval/accuracy_ci95", "eval/length_baseline_accuracy", "eval/pairs"}
 """What the reward stage measures where pairs are held out."""
 
@@ -44,18 +46,16 @@ def check_rewards(artifacts: Mapping[str, Artifact], weights: Mapping[str, float
         known = found.get("trained_on/held_out", 0)
         if known:
             seen += f"; {known:,} of these pairs have a prompt that was trained on"
-        if high < rule and not trust:
+        worse = high < rule and pairs >= FEW
+        if worse and not trust:
             raise InputError(
                 f"reward: {seen}. Training on it would teach length, or nothing. Train it on more or cleaner pairs or "
                 "for more epochs. Set trust_reward: true to go on all the same."
             )
-        if high < rule:
+        if worse:
             notes.append(f"{seen}. It is trained on all the same, since trust_reward is set.")
         elif low <= rule:
-            notes.append(
-                f"{seen}, which is inside the interval: it may be no better. More held-out pairs would tell "
-                "(eval_fraction)."
-            )
+            notes.append(f"{seen}, so that it may be no better. More held-out pairs would tell (eval_fraction).")
         elif known:
             notes.append(f"{seen}.")
     return notes

@@ -343,8 +343,8 @@ def test_recipes_are_checked_whole(tmp_path: Path):
 
 
 def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Path):
-    """All that was pulled is found done, by a rehearsal and by a run. Negative control: the later stage asked for
-    alone, in a store that was told nothing."""
+    """All that was pulled is found done, by a rehearsal and by a run, whole or of the later stage alone. Negative
+    control: a recipe that names no base, in a store that was told nothing."""
     recipe, store = write_world(tmp_path), Store(tmp_path / "store")
     short = "max_length: 96, max_steps: 1, batch_size: 2"
     recipe.write_text(
@@ -357,8 +357,12 @@ def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Pat
     others = [Store(tmp_path / name) for name in ("one", "two", "three")]
     for other in others:
         other.pull(tmp_path / "far")
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(f"precision: fp32\nthreads: 1\nstages:\n  dpo: {{parent: t/sft, data: pairs.jsonl, {short}}}\n")
     with pytest.raises(InputError, match="is not where it was"):
-        align.run(recipe, others[0], from_="dpo")
+        align.run(alone, others[0])
+    assert align.run(recipe, others[0], from_="dpo", dry_run=True) == made
+    assert align.run(recipe, others[0], from_="dpo") == made
     assert align.run(recipe, others[1], dry_run=True) == made
     assert align.run(recipe, others[2]) == made
     assert others[1].place(made["dpo"].base["digest"]) is None, "a rehearsal writes nothing"

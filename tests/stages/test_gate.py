@@ -70,6 +70,14 @@ def test_few_pairs_decide_nothing() -> None:
     assert undecided({}) == ""
 
 
+def test_of_very_few_pairs_the_gate_refuses_none() -> None:
+    """One of two right, where length has both. Negative control: five of ten, where length has all."""
+    (note,) = check_rewards(measured(0.5, 1.0, 2, **{"eval/accuracy_ci95": [0.095, 0.905]}), {}, False)
+    assert "it may be no better" in note
+    with pytest.raises(InputError, match="would teach length"):
+        check_rewards(measured(0.5, 1.0, 10, **{"eval/accuracy_ci95": [0.24, 0.76]}), {}, False)
+
+
 @pytest.mark.parametrize("pairs", [10, 30, 100])
 def test_chance_refuses_no_good_reward_model(pairs: int) -> None:
     """One that is right in 65 %, where length says nothing, with few held-out pairs; one right in half, where length is

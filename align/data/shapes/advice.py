@@ -19,7 +19,7 @@ from align.data.shapes.keys import KNOWN, STEPS, is_label, plain_name
 from align.data.shapes.values import nothing, number
 
 SYNONYMS = {
-    **dict.fromkeys(("user", "human", "problem", "input_text", "source", "goal", "q"), "prompt"),
+    **dict.fromkeys(("user", "human", "problem", "input_text", "goal", "q"), "prompt"),
     **dict.fromkeys(
         ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer", "a"), "completion"
     ),
@@ -30,13 +30,28 @@ SYNONYMS = {
 }
 """What others call a key that is missing, for advice alone: what it holds may differ."""
 WORDS = {
-    **dict.fromkeys(("prompt", "question", "frage", "pregunta", "domanda", "pergunta"), "prompt"),
+    **dict.fromkeys(("prompt", "question", "user", "frage", "pregunta", "domanda", "pergunta"), "prompt"),
     **dict.fromkeys(
-        ("completion", "answer", "response", "antwort", "respuesta", "risposta", "resposta", "réponse"), "completion"
+        (
+            "completion",
+            "answer",
+            "response",
+            "reply",
+            "bot",
+            "assistant",
+            "antwort",
+            "respuesta",
+            "risposta",
+            "resposta",
+            "réponse",
+        ),
+        "completion",
     ),
 }
 """Words in a column's name that say what it holds."""
 CALLED = SYNONYMS | WORDS
+UNWANTED = {"bad", "wrong", "incorrect", "toxic", "harmful", "unsafe", "rejected", "worse", "negative"}
+"""Words in the name of a column that says or holds the contrary of what is learnt."""
 IDS = {"id", "ids", "uuid", "guid", "index", "idx"}
 """Words in the name of a column that holds no text to learn."""
 PLACE = "NAME"
@@ -56,7 +71,8 @@ def in_recipe() -> Iterator[None]:
 
 def advice(row: Mapping[str, object], missing: Sequence[str]) -> str:
     """Which columns may hold the `missing` keys, as a sentence; "" where none may."""
-    usable = [name for name in row if name.strip() and IDS.isdisjoint(_words(name))]
+    away = IDS if "rejected" in missing else IDS | UNWANTED
+    usable = [name for name in row if name.strip() and away.isdisjoint(_words(name))]
     alike = _named_alike(row, usable, missing)
     if "messages" in alike and not {"prompt", "completion"}.intersection(missing) <= alike.keys():
         missing = ["messages", *(key for key in missing if key not in ("prompt", "completion"))]

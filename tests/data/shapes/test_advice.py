@@ -121,3 +121,18 @@ def test_a_labelled_answer_needs_its_answer() -> None:
     thumbs = flags(refusal({"thumb": "1", "My Frage": ASK, "Die Antwort": SAY}))
     assert thumbs == {"prompt": "My Frage", "completion": "Die Antwort", "label": "thumb"}
     need("f:1", {"messages": [], "label": True}, LABELLED)  # a dialogue holds both
+
+
+@pytest.mark.parametrize(
+    ("row", "missing", "said"),
+    [
+        ({"Frage": "q", "Wrong_Answer": "no", "Correct_Answer": "yes"}, ["prompt", "completion"], "Correct_Answer"),
+        ({"user_message": "q", "bot_reply": "a", "source": "web"}, ["prompt", "completion"], "bot_reply"),
+        ({"prompt": "q", "reply": "a", "is_bad": "1"}, ["completion", "label"], "reply"),
+    ],
+)
+def test_what_says_the_contrary_is_not_advised(row: dict[str, object], missing: list[str], said: str) -> None:
+    """Control: where the rejected answer is what is missing, a column of bad ones is."""
+    told = advice(row, missing)
+    assert said in told and not {"Wrong_Answer", "is_bad", "source"} & {*re.findall(r"\w+", told)}
+    assert "--columns.rejected bad_answer" in advice({"prompt": "q", "chosen": "a", "bad_answer": "b"}, ["rejected"])
