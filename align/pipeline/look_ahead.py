@@ -15,6 +15,7 @@ from align import memory
 from align import recipe as recipes
 from align.data.formats import Records
 from align.ground.errors import InputError
+from align.ground.progress import Task
 from align.inputs.fit import find_data, root
 from align.inputs.looked import Ends, look
 from align.memory.text import in_few
@@ -68,7 +69,8 @@ def look_ahead(recipe: Recipe, names: Sequence[str], made: Mapping[str, Artifact
         for name in names:
             if name in done:
                 steps.append(Step(name, f"{recipe.name}/{name}", bound(recipe, name, made), done[name], ""))
-            else:
+                continue
+            with Task(f"looking ahead at {name}"):
                 steps.append(_ahead(recipe, name, made, store, expected, seen))
     return steps
 
