@@ -175,7 +175,7 @@ def combine(args: argparse.Namespace) -> None:
     if args.json:
         print(to_json({"runs": refs, "figures": figures, "not_of_every_run": others, "notes": notes}))
     else:
-        print(combined_text(store, refs, shutil.get_terminal_size().columns))
+        print(combined_text(found, others, refs, shutil.get_terminal_size().columns))
 
 
 def tag_flags(parser: argparse.ArgumentParser) -> None:

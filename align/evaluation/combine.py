@@ -130,11 +130,10 @@ def _setting(run: Artifact, name: str) -> object:
     return value.rsplit("/", 1)[-1] if name == "against" and isinstance(value, str) else value
 
 
-def combined_text(store: Store, refs: Sequence[str], width: int) -> str:
-    """A line a figure: name, mean, interval over the runs, and what each run gave; where that is wider than `width`,
-    the runs stand above and have letters, or numbers, below; where that is, too, what each gave has tables of its
-    own."""
-    found, others = combine(store, refs)
+def combined_text(found: Mapping[str, Combined], others: Sequence[str], refs: Sequence[str], width: int) -> str:
+    """What `combine` found, a line a figure: name, mean, interval over the runs, and what each run gave; where that is
+    wider than `width`, the runs stand above and have letters, or numbers, below; where that is, too, what each gave has
+    tables of its own."""
     means = {name: [f"{figure.mean:.4g}", *_over(figure)] for name, figure in found.items()}
     gave = {name: [f"{value:.4g}" for value in figure.values] for name, figure in found.items()}
     heads = ["mean", "95 %"] if len(refs) > 2 else ["mean"]

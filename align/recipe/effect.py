@@ -29,7 +29,7 @@ def idle(config: Settings, parent: str | None, name: Callable[[Path], str] = "."
     """Given settings without effect: (keys, sentence). `parent` is the kind of artifact that the parent is, where that
     is known; `name` spells a key."""
     why = config.without_effect(parent)
-    found = [(path, _of(path, why)) for path in given(config)]
+    found = [(path, reason(path, why)) for path in given(config)]
     return [(path, f"{name(path)} has no effect: {said}") for path, said in found if said is not None]
 
 
@@ -61,15 +61,15 @@ def resolved(config: Settings, parent: str | None = None) -> dict[str, Any]:
     def kept(group: Settings, prefix: Path) -> Iterator[tuple[str, object]]:
         for name, value in group:
             path = (*prefix, name)
-            if Runtime in markers(type(group).model_fields[name]) or _of(path, why) is not None:
+            if Runtime in markers(type(group).model_fields[name]) or reason(path, why) is not None:
                 continue
             yield name, dict(kept(value, path)) if isinstance(value, Settings) else _at(plain, path)
 
     return dict(kept(config, ()))
 
 
-def _of(path: Path, why: Mapping[str, str]) -> str | None:
-    """What is said of a setting, or of the group that it is in."""
+def reason(path: Path, why: Mapping[str, str]) -> str | None:
+    """What `without_effect` says of a setting, or of the group that it is in."""
     names = [".".join(path[:n]) for n in range(1, len(path) + 1)]
     return next((why[name] for name in names if name in why), None)
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from align.ground.json import Json
 from align.recipe.document import Document
+from align.recipe.effect import reason
 from align.recipe.mixture import handed
 from align.recipe.settings import Settings, StageConfig, files_of
 from align.recipe.sweep import KEY
@@ -54,8 +55,7 @@ class Takers:
         why = settings.without_effect(None)
         for path in self.paths:
             if reaches(path, type(settings), defaults, own):
-                ends = (".".join(path[:n]) for n in range(1, len(path) + 1))
-                idle = next((why[end] for end in ends if end in why), "")
+                idle = reason(path, why) or ""
                 self.stages[path][stage] = self.stages[path].get(stage, idle) and idle
 
     def of(self, path: words.Path) -> set[str]:
@@ -134,10 +134,10 @@ def has_effect(path: words.Path, config: type[Settings], given: Json) -> bool:
     """Whether a setting changes what comes out beside the others, as far as that is known without the stage's parent;
     also where the others are wrong."""
     try:
-        idle = config.model_validate(given).without_effect(None)
+        why = config.model_validate(given).without_effect(None)
     except ValidationError:
         return True
-    return not any(".".join(path[:n]) in idle for n in range(1, len(path) + 1))
+    return reason(path, why) is None
 
 
 def renamed(value: object, runs: Mapping[str, tuple[str, ...]]) -> object:

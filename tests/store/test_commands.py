@@ -209,14 +209,14 @@ def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
         store.tag(name, made)
         more = fill(tmp_path / f"more{seed}", {"weights": name.encode() + b"2"})
         store.tag(f"long-{seed}", put(store, more, config=config, text={"template": f"{seed}" + "x" * 100}))
-    lines = combined_text(store, names, 80).splitlines()
+    lines = combined_text(*combine(store, names), names, 80).splitlines()
     assert max(map(len, lines)) <= 80 and lines[:3] == [
         f"{letter}  {name}" for letter, name in zip("ABC", names, strict=True)
     ]
     (gold,) = (line for line in lines if line.startswith("dpo.beta-0.1/gold"))
     assert "1.123" in gold and any(line.split()[:1] == ["dpo.beta-0.1/win_rate_vs_sft"] for line in lines)
-    assert max(map(len, combined_text(store, names, 400).splitlines())) > 80
-    narrow = combined_text(store, names, 64).splitlines()
+    assert max(map(len, combined_text(*combine(store, names), names, 400).splitlines())) > 80
+    narrow = combined_text(*combine(store, names), names, 64).splitlines()
     assert max(map(len, narrow)) <= 64 and narrow[:3] == lines[:3]
     mean, values = (line.split() for line in narrow if line.startswith("dpo.beta-0.1/gold"))
     assert mean[1] == "1.123" and "to" in mean and values[1:] == ["0.1235", "1.123", "2.123"]
@@ -459,7 +459,7 @@ def test_combine(store: Store, family: dict[str, Artifact], tmp_path: Path):
     assert not run_align("combine", "seed-0", "seed-1", "--store", store.path).stderr
     two = loaded(store, "combine", "seed-0", "seed-1")["figures"]["ppo/win_rate_vs_sft"]
     assert two == {"values": [0.75, 0.72], "mean": 0.735, "interval": None}
-    said = combined_text(store, ["seed-0", "seed-1"], 80)
+    said = combined_text(*combine(store, ["seed-0", "seed-1"]), ["seed-0", "seed-1"], 80)
     assert "95 %" not in said and "all equal" not in said and "Two runs give no interval" in said
     more = {"n": {"config": {"learning_rate": 2e-4, "n": 4}}, "data": {"data": {"data": "1" * 64}}}
     for name, changes in more.items():

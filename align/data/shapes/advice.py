@@ -19,10 +19,8 @@ from align.data.shapes.keys import KNOWN, STEPS, is_label, plain_name
 from align.data.shapes.values import nothing, number
 
 SYNONYMS = {
-    **dict.fromkeys(("user", "human", "problem", "input_text", "goal", "q"), "prompt"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "reply", "solution", "target", "target_text", "assistant_answer", "a"), "completion"
-    ),
+    **dict.fromkeys(("human", "problem", "input_text", "goal", "q"), "prompt"),
+    **dict.fromkeys(("gpt", "solution", "target", "target_text", "assistant_answer", "a"), "completion"),
     **dict.fromkeys(("preferred", "winner", "preferred_output", "chosen_response"), "chosen"),
     **dict.fromkeys(("dispreferred", "loser", "non_preferred_output", "rejected_response"), "rejected"),
     **dict.fromkeys(("content", "story", "document"), "text"),
