@@ -19,9 +19,13 @@ from align.store.artifact import Lineage
 FILE = "trained_on.jsonl"
 """In the artifact of every stage that trains: `opening` of each record that its steps took. 15 bytes a prompt."""
 
+PERHAPS = "perhaps_trained_on.jsonl"
+"""Beside it in what a rehearsal expects: of prompts that are taken only where groups are drawn anew, or rollouts are
+left early."""
 
-def note(folder: Path, openings: Iterable[str]) -> None:
-    (folder / FILE).write_bytes(b"".join(map(_row, sorted(set(openings)))))
+
+def note(folder: Path, openings: Iterable[str], file: str = FILE) -> None:
+    (folder / file).write_bytes(b"".join(map(_row, sorted(set(openings)))))
 
 
 def leave_out(
@@ -79,15 +83,21 @@ def seen(
     return len(found), lines
 
 
-def not_known(store: Store, artifacts: Iterable[Artifact], data: str) -> list[str]:
-    """What is to be said ahead of a run where reinforcement learning takes its prompts from the very `data` (a digest)
-    that is measured on, and which it will take is not known."""
-    return [
-        f"{store.label(node)} trains on prompts of the same file, and which ones is known only then: those are refused "
-        "here, after all training. Set `trained_on: drop`, or measure on a file of its own"
-        for node in lineage_of(store, artifacts)
-        if FILE not in node.files and _learns_from(node) == "rewards" and data in _trained_from(node)
-    ]
+def not_known(store: Store, artifacts: Iterable[Artifact], data: str, prompts: Sequence[Prompt]) -> list[str]:
+    """What is to be said ahead of a run where reinforcement learning may take prompts that are measured on: from the
+    very `data` (a digest), where which it will take is not known; or those of `prompts` that it comes to only where it
+    draws anew."""
+    fate = "and which ones is known only then: those are refused here, after all training. Set `trained_on: drop`, or"
+    asked = {*openings(prompts)}
+    lines = []
+    for node in lineage_of(store, artifacts):
+        if PERHAPS in node.files and (many := len(_noted(store, node, asked, PERHAPS))):
+            lines.append(
+                f"{store.label(node)} may come to train on {many:,} of {len(asked):,} prompts, {fate} take others"
+            )
+        elif FILE not in node.files and _learns_from(node) == "rewards" and data in _trained_from(node):
+            lines.append(f"{store.label(node)} trains on prompts of the same file, {fate} measure on a file of its own")
+    return lines
 
 
 def lineage_of(store: Store, artifacts: Iterable[Artifact]) -> list[Artifact]:
@@ -106,10 +116,10 @@ def _trained_from(node: Artifact) -> set[str]:
     return {digest for name, digest in node.data.items() if root(name) == "data"}
 
 
-def _noted(store: Store, node: Artifact, among: Collection[str]) -> set[str]:
+def _noted(store: Store, node: Artifact, among: Collection[str], file: str = FILE) -> set[str]:
     """Those of some openings that a stage trained on; it may have trained on millions."""
     wanted = {_row(o): o for o in among}
-    return {wanted[line] for line in BytesIO(store.read(node, FILE)) if line in wanted}
+    return {wanted[line] for line in BytesIO(store.read(node, file)) if line in wanted}
 
 
 def _row(opening: str) -> bytes:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 import align
 from align import generate, sft
+from align.data import steps
 from align.data.formats import read_prompts
 from align.data.split import opening
 from align.ground.errors import InputError
@@ -24,6 +25,11 @@ from tests.conftest import ROOT, write_rows, write_world
 
 TINY = ROOT / "data/tiny-base"
 JUDGE = "def score(completions, **kwargs):\n    return [float(len(c)) for c in completions]\n"
+LATE_JUDGE = """calls = []
+def score(completions, **kwargs):
+    calls.append(completions)
+    return [float(i if len(calls) > 2 else 0) for i in range(len(completions))]
+"""
 TEMPLATE = (TINY / "chat_template.jinja").read_text()
 
 SAMPLED = {"max_new_tokens": 8}
@@ -460,3 +466,23 @@ def test_prompts_that_may_be_refused_are_told(tmp_path: Path, capsys: pytest.Cap
     setting("grpo", hold_out="heldout.jsonl")(tmp_path, recipe)
     dry_run(tmp_path, recipe)
     assert told not in " ".join(capsys.readouterr().out.split())
+
+
+def test_prompts_that_groups_drawn_anew_may_take_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against a run whose groups are equal until the last draw, so that it takes as many as it may. Negative control:
+    nothing is drawn anew."""
+    recipe = reinforced(tmp_path)
+    (tmp_path / "judge.py").write_text(LATE_JUDGE)
+    prompts = list(read_prompts(tmp_path / "prompts.jsonl"))
+    order = [prompts[i] for i in steps.in_seeded_passes(range(8), 8, seed=0)]
+    write_rows(tmp_path / "heldout.jsonl", [p.row() for p in order[2:]])
+    dry_run(tmp_path, recipe)
+    assert "may come to train on" not in capsys.readouterr().out
+    setting("grpo", resample=2, missing_eos_penalty=0)(tmp_path, recipe)
+    dry_run(tmp_path, recipe)
+    told = "r/report: r/grpo may come to train on 4 of 6 prompts, and which ones is known only then: "
+    assert told in " ".join(capsys.readouterr().out.split())
+    short = recipe | {"stages": {k: v for k, v in recipe["stages"].items() if k != "report"}}
+    made = dry_run(tmp_path, short, dry=False)
+    noted = {*map(json.loads, made.read(made.resolve("r/grpo"), "trained_on.jsonl").splitlines())}
+    assert noted == {*map(opening, order[:6])}

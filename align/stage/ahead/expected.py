@@ -112,6 +112,7 @@ class Expected(Store):
             _write_settings(folder / "model", bench, renderer)
         if answered:
             trained_on.note(folder, map(opening, answered))
+            trained_on.note(folder, map(opening, rehearsed.drawn_on), trained_on.PERHAPS)
         files = {path.relative_to(folder).as_posix(): NO_FILE for path in folder.rglob("*") if path.is_file()}
         made = Promised(
             name=name,

@@ -52,6 +52,8 @@ class Rehearsed:
     """Its work's, where that is known."""
     answered: Sequence[Prompt] = ()
     """Prompts that reinforcement learning will surely train on."""
+    drawn_on: Sequence[Prompt] = ()
+    """Those that it takes beside them at most, where groups are drawn anew or rollouts are left early."""
 
 
 def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
@@ -90,22 +92,29 @@ def rehearse(question: Question, looked: Looked, place: Path) -> Rehearsed:
     if "data" in looked and hasattr(bench.config, "batch_size"):
         lines += [new_tokens(bench, renderer, train, looked["data"].whole)] if bench.new_tokens else []
         lines.append(f"{bench.title}: {amount(bench, renderer, train, len(held), looked)}")
-    return Rehearsed(lines, bench, renderer, answered(bench, renderer, train, looked))
+    return Rehearsed(lines, bench, renderer, *answered(bench, renderer, train, looked))
 
 
-def answered(bench: Workbench, renderer: Renderer, train: list[Any], looked: Looked) -> Sequence[Prompt]:
-    """The prompts that reinforcement learning will train on, where all rows were read; it may come to more, where
-    groups are drawn anew or rollouts are left early."""
+def answered(
+    bench: Workbench, renderer: Renderer, train: list[Any], looked: Looked
+) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """The prompts that reinforcement learning will train on, and those that it may come to beside them, where all rows
+    were read."""
     c = bench.config
     if not hasattr(c, "rollout_size") or not train or not looked["data"].whole:
-        return ()
+        return (), ()
     left = (
         quietly(lambda: bench.question.stage.prompts(bench, renderer, train))[0]
         if "drop" in (c.truncate, c.bad_rows)
         else train
     )
-    taken = rollouts(c, len(left))[1] * (c.rollout_size // getattr(c, "group_size", 1))
-    return [left[i] for i in {*steps.in_seeded_passes(range(taken), len(left), c.seed)}]
+    taken, times = rollouts(c, len(left))
+    most = (taken if c.max_approx_kl is not None else times) * (1 + getattr(c, "resample", 0))
+    each = c.rollout_size // getattr(c, "group_size", 1)
+    order = [
+        left[i] for i in dict.fromkeys(steps.in_seeded_passes(range(min(most * each, len(left))), len(left), c.seed))
+    ]
+    return order[: times * each], order[times * each :]
 
 
 def rollouts(config: Any, prompts: int) -> tuple[int, int]:
