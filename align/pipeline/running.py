@@ -17,10 +17,10 @@ from align.ground.terminal import say
 from align.ground.wish import WISH
 from align.inputs.bases import find_base
 from align.memory.text import in_few
-from align.pipeline.handover import bound, load, store_of
+from align.pipeline.handover import bound, load, parent_kind, store_of
 from align.pipeline.look_ahead import Step, look_ahead, memory_plans, refusal
 from align.pipeline.pinned import Pinned
-from align.recipe import Recipe
+from align.recipe import Entry, Recipe
 from align.stage import why
 from align.stage.ahead.dry_run import for_programs, verdict
 from align.stage.catalogue import module_of
@@ -75,6 +75,7 @@ def run(
     store = store or store_of(recipe)
     with Work(recipe.name), in_recipe(), nullcontext() if dry_run else store.hold() as held:
         pinned = Pinned(store, held)
+        _check_taken(recipe, pinned)
         made = _given(recipe, names, earlier, pinned)
         steps = look_ahead(recipe, names, made, pinned)
         if dry_run:
@@ -168,6 +169,22 @@ def _check_laid_over(recipe: Recipe, names: Sequence[str]) -> None:
                 f"{text}: it has no effect on what is asked for ({', '.join(sorted(asked))}), only on "
                 f"{', '.join(sorted(takers))}. Leave it out, or change --from or --until."
             )
+
+
+def _check_taken(recipe: Recipe, store: Pinned) -> None:
+    """Raises: InputError for what stands beside `stages` and has no effect, now that parents in the store are known."""
+
+    def kind(run: Entry) -> str | None:
+        parent = getattr(run.config, "parent", None)
+        if parent is None or "parent" in run.inputs:
+            return parent_kind(recipe, run.name)
+        with suppress(InputError):  # one that is not there is told of with the rest that is wrong with its stage
+            return store.resolve(parent).kind
+        return None
+
+    untaken = [(path, text) for path, text in recipe.takers.untaken(kind) if recipe.document.is_at_fault(path)]
+    if untaken:
+        raise InputError("\n".join(f"{recipe.document.where(path)}: {text}" for path, text in untaken))
 
 
 def _known(names: Sequence[str], name: str, flag: str) -> None:

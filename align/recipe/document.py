@@ -40,9 +40,12 @@ class Document:
 
     path: Path
     values: Json
+    """As they are with what --set lays over them."""
     lines: dict[words.Path, str]
     anchored: set[words.Path] = field(default_factory=set)
     """What others may be a copy of (&name)."""
+    written: Json = field(default_factory=dict)
+    """The values as they stand in the file."""
 
     def where(self, path: words.Path) -> str:
         """ "file:line" of the innermost key of `path` that is written somewhere."""
@@ -93,7 +96,7 @@ def read_yaml(path: str | Path) -> Document:
         raise InputError(f"{path}: expected a mapping of settings, found {words.found(values)}.")
     if _entries(values) > KEYS_LIMIT:
         raise InputError(f"{path}: with its aliases written out it has more than {KEYS_LIMIT:,} keys and list items.")
-    document.values = values
+    document.values, document.written = values, dict(values)
     return document
 
 

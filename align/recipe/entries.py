@@ -42,30 +42,41 @@ class Entry:
         )
 
 
+def unknown(_: Entry) -> None:
+    """The kind of a run's parent, before the store is known."""
+
+
 class Takers:
     """Which stages take each setting that stands beside `stages`."""
 
     def __init__(self, defaults: Json) -> None:
         self.paths = [*_written(defaults)]
-        self.stages: dict[words.Path, dict[str, str]] = {path: {} for path in self.paths}
-        """By path and stage why it has no effect there; empty where it has."""
+        self.runs: list[tuple[Entry, list[words.Path]]] = []
+        """Every run of a stage, and what reaches it."""
 
-    def note(self, stage: str, settings: StageConfig, defaults: Json, own: Json) -> None:
-        """A run of a stage that is as its `settings` say; one run that a setting has an effect on is enough."""
-        why = settings.without_effect(None)
-        for path in self.paths:
-            if reaches(path, type(settings), defaults, own):
+    def note(self, run: Entry, defaults: Json, own: Json) -> None:
+        """A run of a stage, and which of the defaults reach it beside its own settings."""
+        self.runs.append((run, [path for path in self.paths if reaches(path, type(run.config), defaults, own)]))
+
+    def stages(self, parent: Callable[[Entry], str | None]) -> dict[words.Path, dict[str, str]]:
+        """By path and stage why it has no effect there; empty where it has, and one run that it has an effect on is
+        enough. `parent`: the kind of artifact that a run's parent is, where that is known."""
+        found: dict[words.Path, dict[str, str]] = {path: {} for path in self.paths}
+        for run, reached in self.runs:
+            why = run.config.without_effect(parent(run))
+            for path in reached:
                 idle = reason(path, why) or ""
-                self.stages[path][stage] = self.stages[path].get(stage, idle) and idle
+                found[path][run.stage] = found[path].get(run.stage, idle) and idle
+        return found
 
     def of(self, path: words.Path) -> set[str]:
         """The stages that take what is written at `path`, a setting or a group."""
-        below = [stages for at, stages in self.stages.items() if at[: len(path)] == path]
+        below = [stages for at, stages in self.stages(unknown).items() if at[: len(path)] == path]
         return {stage for stages in below for stage, why in stages.items() if not why}
 
-    def untaken(self) -> Iterator[tuple[words.Path, str]]:
-        """What no stage takes, and a sentence on why."""
-        for path, stages in self.stages.items():
+    def untaken(self, parent: Callable[[Entry], str | None] = unknown) -> Iterator[tuple[words.Path, str]]:
+        """What no stage takes, and a sentence on why; `parent` as in `stages`."""
+        for path, stages in self.stages(parent).items():
             name = ".".join(path)
             theirs = "has a base of its own, or a parent, which is on one" if path[0] == "base" else "sets its own"
             if stages and all(stages.values()):

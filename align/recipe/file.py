@@ -14,7 +14,7 @@ defaults to its name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ class _Reader:
                     )
                 entry = self.entry(f"{recipe}/{name}", stage, kind, mine, general, taken, order)
                 if entry:
-                    self.takers.note(stage, entry.config, usable, own)
+                    self.takers.note(entry, usable, own)
                     yield entry
 
     def entry(
@@ -244,7 +244,7 @@ class _Reader:
         if not problems:
             settings = config.model_validate({**given, "name": title})
             as_defaults(settings, usable, own)
-            problems = self.idle(stage, settings, spell)
+            problems = self.idle(stage, settings, usable.keys(), spell)
         for path, text in words.but_meant(problems, config, map(str, [*self.strange, *own])):
             self.problem(self.document.origin(stage, path), text if path else f"stages.{stage}: {text}")
         earlier = order[: order.index(stage)]
@@ -254,15 +254,20 @@ class _Reader:
         return Entry(title.partition("/")[2], kind, settings, inputs, stage)
 
     def idle(
-        self, stage: str, settings: StageConfig, spell: Callable[[words.Path], str]
+        self, stage: str, settings: StageConfig, defaults: Collection[str], spell: Callable[[words.Path], str]
     ) -> list[tuple[words.Path, str]]:
-        """Settings of a stage without effect. Those of the file that --set laid something over give way to it."""
-        lines = self.document.lines
-        own = [path for path in lines if path[:2] == ("stages", stage)]
-        laid_over = {path for path in own if lines[path].startswith("--set")}
+        """Settings of a stage without effect. Those of the file to which --set leaves none give way to it."""
+        lines, at = self.document.lines, ("stages", stage)
+        laid = {path for path in lines if path[:2] == at and lines[path].startswith("--set")}
+        before: dict[str, Any] = self.document.written
+        stages = before["stages"] if isinstance(before.get("stages"), dict) else {}
+        own = {key: value for key, value in (stages.get(stage) or {}).items() if key != "kind"}
+        first = {path: values[0] for path, values in self.sweep.axes.items() if values}
+        general = filled({key: value for key, value in before.items() if key in defaults}, first)
         found = []
         for path, text in idle(settings, None, spell):
-            if laid_over and ("stages", stage, *path) not in laid_over:
+            alone = laid and (*at, *path) not in laid
+            if alone and has_effect(path, type(settings), laid_over(type(settings), general, filled(own, first, at))):
                 set_aside(settings, path)
             else:
                 found.append((path, text))

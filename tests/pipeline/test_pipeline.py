@@ -342,6 +342,21 @@ def test_recipes_are_checked_whole(tmp_path: Path):
         load(recipe, ["stages.ppo.reward=sft", "stages.dpo.parent=reward"])
 
 
+def test_a_default_that_parents_in_the_store_leave_without_effect(pipeline: Pipeline):
+    """The shape of an adapter, where each stage goes on with one that is there. Negative control: one of them stacks
+    another on it."""
+    recipe, stages = pipeline.recipe.parent / "later.yaml", "{parent: tiny/sft, data: %s, max_steps: 1%s}"
+    text = "threads: 1\nadapter: {rank: 3}\nstages:\n"
+    sft, dpo = stages % ("sft.jsonl", ""), stages % ("pairs.jsonl", "%s")
+    recipe.write_text(text + f"  sft: {sft}\n  dpo: {dpo % ''}\n")
+    with pytest.raises(InputError, match=r"^\S*later.yaml:2: adapter.rank has no effect in any stage: the parent's"):
+        align.run(recipe, pipeline.store, dry_run=True)
+    with pytest.raises(InputError, match="adapter.rank has no effect in any stage"):
+        align.run(load(recipe, sweeps=["adapter.rank=2,3"]), pipeline.store, dry_run=True)
+    recipe.write_text(text + f"  sft: {sft}\n  dpo: {dpo % ', parent_adapter: stack'}\n")
+    assert align.run(recipe, pipeline.store, dry_run=True) == {}
+
+
 def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Path):
     """All that was pulled is found done, by a rehearsal and by a run, whole or of the later stage alone. Negative
     control: a recipe that names no base, in a store that was told nothing."""

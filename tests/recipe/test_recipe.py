@@ -515,6 +515,8 @@ def test_set_may_take_the_effect_of_what_the_file_says(read: Callable[..., Recip
     assert problems(read, text % ", seed: 3", "seed=4") == [
         "--set seed=4: seed: no stage takes it, as each that has it sets its own. Remove it, or set it there."
     ]
+    dead = ", checkpoint_steps: 0, checkpoint_minutes: 5"  # what another --set leaves as dead as it was
+    assert problems(read, text % dead, "stages.sft.seed=2") == problems(read, text % dead)
     assert "given twice" in problems(read, GOOD, "adapter.rank=4", "adapter={alpha: 8}")[0]
 
 
