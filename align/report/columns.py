@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from align.ground.errors import AlignError, InputError
 from align.ground.json import Json
+from align.ground.terminal import say
 from align.report.diff import flat
 from align.report.lists import Row
 from align.report.summary import duration, memory
@@ -75,14 +75,20 @@ def facts_of(name: str, artifact: Artifact, cost: CostRecord | None, names: Mapp
 
 
 def reports(store: Store) -> Iterator[tuple[str, Artifact, dict[str, str]]]:
-    """Each named report: (name, report, digest of what it measured -> the label of that in its figures)."""
-    seen: set[str] = set()
+    """Each named report: (name, report, digest of what it measured -> the label of that in its figures). A name
+    that is damaged is told, as it may be one's."""
+    damaged, seen = [*store.damaged_refs()], set[str]()
     for name, digest in store.sound_refs().items():
-        with suppress(AlignError):  # one that is damaged is told by `align ls`
+        try:
             report = store.load(digest)
-            if report.kind == "report" and digest not in seen:
-                seen.add(digest)
-                yield name, report, {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
+        except AlignError:
+            damaged.append(name)
+            continue
+        if report.kind == "report" and digest not in seen:
+            seen.add(digest)
+            yield name, report, {measured: role.rsplit("/", 1)[-1] for role, measured in report.parents.items()}
+    for name in damaged:
+        say(f"{name} is damaged (`align verify` tells more): should it be a report, its figures are missing here")
 
 
 def _by_reports(store: Store) -> dict[str, Json]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from align.ground.errors import InputError
-from align.report.columns import shown_table, with_columns
+from align.ground.terminal import overheard
+from align.report.columns import reports, shown_table, with_columns
 from align.report.lists import ls_rows, ls_table
 from align.store import Store, digest_json
 from tests.conftest import run_align
@@ -109,6 +110,23 @@ def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
         found = shown(store, [column, "metrics.rewards/accuracies"], column)[1:]
         assert [line[0] for line in found] == [f"q/{name}" for name in names]
         assert [line[1:] for line in found[:2]] == [["0.2", "0.75"], ["0.7", "0.9"]]
+
+
+def test_figures_of_a_damaged_report_are_missed_aloud(store: Store, tmp_path: Path):
+    """Its name and its manifest. Negative control: one that is sound."""
+    made = fill(tmp_path / "report", {"table.txt": b"x"})
+    compared = {"compare/sft": store.resolve("q/sft")}
+    report = put(store, made, kind="report", stage="evaluate", parents=compared, metrics={"sft/gold": 0.7})
+    store.tag("q/report", report)
+
+    def told() -> tuple[list[str], list[str]]:
+        with overheard() as said:
+            found = [name for name, *_ in reports(store)]
+        return found, [line.partition(" is damaged ")[0] for line in said]
+
+    assert told() == (["q/report"], ["q/bad"])
+    (store.path / "artifacts" / f"{report.digest}.json").write_text("{}")
+    assert told() == ([], ["q/bad", "q/report"])
 
 
 def test_each_artifact_has_its_own_report(store: Store, tmp_path: Path):
