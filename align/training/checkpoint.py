@@ -6,6 +6,7 @@ meanwhile goes on from the one before; a half-written one is never read.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,6 +27,9 @@ from align.ground.terminal import on_stderr
 from align.ground.wish import WISH
 from align.training.processes import agree, rank_and_world
 
+STATE = "history.json"
+FIGURES = ("history", "tokens", "seconds", "sums", "logged", "total_loss")
+"""What it holds of the run's figures, as the trainer calls them."""
 Handler = Callable[[int, FrameType | None], object] | int | None
 """What `signal.signal` takes and gives back."""
 
@@ -67,6 +72,18 @@ def keep(folder: Path, step: int) -> None:
     for old in folder.glob("checkpoint-*"):
         if old != kept:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Figures of a checkpoint, and what its checks saw. Raises: AlignError where an Align wrote it that kept less."""
+    saved: dict[str, Any] = json.loads((folder / STATE).read_text())
+    if lacking := [name for name in (*FIGURES, "reach", "start") if name not in saved]:
+        raise AlignError(
+            f"{folder} was written by another version of Align: it holds no {' and no '.join(lacking)}, so this "
+            "run cannot go on from it. Give it up (`align gc --checkpoints --delete`), and the same command begins "
+            "anew."
+        )
+    return saved
 
 
 def not_written(folder: Path, step: int, error: Exception) -> AlignError:

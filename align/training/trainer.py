@@ -219,14 +219,14 @@ class StageTrainer(Trainer):
         weights.write(self.roles.trainable(), folder / "trainable.safetensors")
         torch.save(self.source.state_dict(), folder / "source.pt")
         self.allocating.save(folder)
-        state = {name: getattr(self, name) for name in ("history", "tokens", "seconds", "sums", "logged", "total_loss")}
+        state = {name: getattr(self, name) for name in checkpoint.FIGURES}
         state |= {"reach": self.reach.state_dict(), "start": self.start.state_dict()}
-        (folder / "history.json").write_text(json.dumps(state))
+        (folder / checkpoint.STATE).write_text(json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         weights.read(self.roles.trainable(), folder / "trainable.safetensors")
-        saved = json.loads((folder / "history.json").read_text())
+        saved = checkpoint.read_state(folder)
         self.history, self.tokens, self.earlier = saved["history"], saved["tokens"], saved["seconds"]
         self.sums, self.logged, self.total_loss = saved["sums"], saved["logged"], saved["total_loss"]
         self.reach.load_state_dict(saved["reach"])

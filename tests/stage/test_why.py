@@ -3,6 +3,7 @@ says the same."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import align
 from align import pairs, ppo, sft
+from align.ground.errors import AlignError
 from align.models.precision import explain_precision, name_of, resolve_precision
 from align.stage import catalogue, layout
 from align.stage.ahead import dry_run as stages
@@ -212,6 +214,16 @@ def test_a_run_that_goes_on_says_from_where(
     other = settings(pipeline, "sft", max_steps=5, precision="auto")
     assert "goes on" not in plan(sft.STAGE, other, pipeline.store), "the control"
     assert "goes on" not in capsys.readouterr().err, "the control"
+    states = [*pipeline.store.path.glob("runs/*/checkpoints/checkpoint-2/history.json")]
+    whole = {state: json.loads(state.read_text()) for state in states}
+    for state, saved in whole.items():  # as an Align left it that kept less
+        state.write_text(json.dumps({key: value for key, value in saved.items() if key not in ("sums", "total_loss")}))
+    with pytest.raises(
+        AlignError, match=r"another version of Align: it holds no sums and no total_loss, "
+    ):
+        run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
+    for state, saved in whole.items():
+        state.write_text(json.dumps(saved))
     run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
     assert "tiny/sft: goes on from step 2 of 4\n" in capsys.readouterr().err
 
