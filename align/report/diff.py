@@ -12,11 +12,13 @@ from textwrap import fill
 from align.folders.adapter import SHAPE
 from align.ground.errors import AlignError
 from align.ground.json import Json
-from align.report.text import SHORT, all_names, fitted, name_of, value_text
+from align.report.text import SHORT, all_names, fits, fitted, name_of, time_text, value_text
 from align.store import Artifact, Store
 from align.store.artifact import STORED
 
 ABSENT = "absent"
+LONG = 16
+"""Characters of a value that has a table with others as long where not all fit beside each other."""
 Defaults = Callable[[str], Json]
 """Stage -> the defaults of its settings, by dotted key."""
 Change = Json
@@ -210,7 +212,10 @@ def diff_text(store: Store, a: str | Artifact, b: str | Artifact, width: int | N
     lines, left = fitted(head, width, name=1), None if width is None else width - 9
     for title, changes in found.items():
         rows = [_row(store, title, key, change) for key, change in changes.items()]
-        lines += [f"{'' if index else title:<9}{row}" for index, row in enumerate(fitted(rows, left))]
+        # in a narrow terminal the long values of some do not cost all others their width
+        long = [] if fits(rows, left) else [row for row in rows if max(map(len, row[1:])) > LONG]
+        told = [*fitted([row for row in rows if row not in long], left), *fitted(long, left)]
+        lines += [f"{'' if index else title:<9}{line}" for index, line in enumerate(told)]
     same = [f"{title} {count}" for title, count in _same(parts).items() if count and title != "made by"]
     last = f"same: {', '.join(same)}" if same else ""
     return "\n".join([*lines, *([fill(last, width) if width else last] if last else [])])
@@ -225,7 +230,7 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
             return "absent"
         value = change[name]
         named = (all_names(store, str(value)) or "unnamed") + "  " if title == "parents" else ""
-        return named + value_text(value)
+        return named + (time_text(str(value)) if (title, key) == ("cost", "finished") else value_text(value))
 
     difference = change.get("difference")
     signed = f"({_signed(difference)})" if isinstance(difference, int | float) else ""
@@ -233,4 +238,4 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
 
 
 def _signed(number: int | float) -> str:
-    return f"{number:+d}" if isinstance(number, int) else f"{number:+.6g}"
+    return f"{number:+d}" if isinstance(number, int) else f"{number:+.3g}"

@@ -222,6 +222,17 @@ def test_terminals_have_lines_of_their_width(store: Store, tmp_path: Path):
     assert mean[1] == "1.123" and "to" in mean and values[1:] == ["0.1235", "1.123", "2.123"]
     assert ["A", "B", "C"] in [line.split() for line in narrow]
     assert max(map(len, diff_text(store, "long-0", "long-1", 80).splitlines())) <= 80
+    for seed in (0, 1):  # whose figures are whole beside an interval, which has a line of its own
+        figures = {"eval/accuracy": 0.813264 + seed / 100, "eval/accuracy_ci95": [0.796461, 0.828977 + seed / 100]}
+        metrics = figures | {"eval/length_baseline_accuracy": 0.542757, "rewards/rejected": -0.617987 - seed}
+        store.tag(f"dpo-{seed}", put(store, fill(tmp_path / f"dpo{seed}", {"w": b"%d" % seed}), metrics=metrics))
+    found = [" ".join(line.split()) for line in diff_text(store, "dpo-0", "dpo-1", 64).splitlines()]
+    assert "rewards/rejected -0.617987 -> -1.61799 (-1)" in found
+    assert "eval/accuracy_ci95 [0.796461, 0.828977] -> [0.796461, 0.838977]" not in found, (
+        "the control: at 64 it is cut"
+    )
+    at_80 = [" ".join(line.split()) for line in diff_text(store, "dpo-0", "dpo-1", 80).splitlines()]
+    assert "eval/accuracy_ci95 [0.796461, 0.828977] -> [0.796461, 0.838977]" in at_80
     assert max(map(len, diff_text(store, "long-0", "long-1").splitlines())) > 80
 
 
