@@ -32,6 +32,8 @@ LOOKS = 12
 NAME = 20
 """Characters of a name beside a value, unless it takes more to tell names apart."""
 UNKNOWN = "not known yet"
+INPUTS = ("version", "base", "parents", "data")
+"""What any run is made with, beside its settings."""
 PAGE = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -90,9 +92,15 @@ class Board:
             return {"called": called}
         picked = [shown for shown, _ in found.values()]
         rows, same, alone = apart(self.store, [shown.made for shown in picked], self.defaults)
-        texts = {key: [_said(value, shown) for value, shown in zip(rows[key], picked, strict=True)] for key in rows}
+        texts = {key: [self._said(key, value, of) for value, of in zip(rows[key], picked, strict=True)] for key in rows}
         some = dict.fromkeys(key for keys in alone.values() for key in keys)
         return {"called": called, "settings": {"runs": [*called], "rows": texts, "same": same, "alone": list(some)}}
+
+    def _said(self, key: str, value: object, shown: Shown) -> str:
+        """A setting of a run; what its stage may have, and is not there before the run is done, is to come."""
+        own = self.defaults(shown.stage)
+        comes = not own or key in own or key.partition(".")[0] in INPUTS
+        return UNKNOWN if value == ABSENT and shown.state != "done" and comes else value_text(value)
 
     def curves(self, key: str) -> Json:
         """The curves and answers of one run; empty where it is gone."""
@@ -115,10 +123,6 @@ def titles(runs: Sequence[Shown]) -> list[str]:
     names = [shown.name for shown in runs]
     several = {name for name in names if names.count(name) > 1}
     return [f"{s.name} ({s.key[:SHORT]})" if s.name in several and s.state != "done" else s.name for s in runs]
-
-
-def _said(value: object, shown: Shown) -> str:
-    return UNKNOWN if value == ABSENT and shown.state != "done" else value_text(value)
 
 
 def _listed(shown: Shown) -> Json:

@@ -171,6 +171,10 @@ function folded(answers) {
   return found.map(([from, text, to]) => [to ? `${from} to ${to.replace(/^.* /, "")}` : from, text]);
 }
 
+function counted(settings) {
+  return `${settings.toLocaleString("en")} setting${settings === 1 ? "" : "s"}`;
+}
+
 // What `align compare` finds, too.
 function drawSettings(picked) {
   const found = beside.settings;
@@ -182,8 +186,8 @@ function drawSettings(picked) {
   const rows = Object.entries(found.rows).map(([key, values]) => element("tr", {},
     element("th", { scope: "row" }, key), ...values.map((value) => element("td", {}, value))));
   const some = `${found.alone.slice(0, 8).join(", ")}${found.alone.length > 8 ? ", …" : ""}`;
-  const rest = found.alone.length ? ` ${found.alone.length.toLocaleString("en")} are not settings of all (${some}).` : "";
-  const same = element("p", { class: "hint" }, `${found.same.toLocaleString("en")} settings are the same.${rest}`);
+  const rest = found.alone.length ? ` Not all have ${counted(found.alone.length)} (${some}).` : "";
+  const same = element("p", { class: "hint" }, `${counted(found.same)} ${found.same === 1 ? "is" : "are"} the same.${rest}`);
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
   at("settings").replaceChildren(...(rows.length ? [table] : []), same);
 }

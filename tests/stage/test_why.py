@@ -218,9 +218,7 @@ def test_a_run_that_goes_on_says_from_where(
     whole = {state: json.loads(state.read_text()) for state in states}
     for state, saved in whole.items():  # as an Align left it that kept less
         state.write_text(json.dumps({key: value for key, value in saved.items() if key not in ("sums", "total_loss")}))
-    with pytest.raises(
-        AlignError, match=r"another version of Align: it holds no sums and no total_loss, "
-    ):
+    with pytest.raises(AlignError, match=r"another version of Align: it holds no sums and no total_loss, "):
         run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
     for state, saved in whole.items():
         state.write_text(json.dumps(saved))

@@ -185,7 +185,7 @@ def test_the_page(store: Store, server: BoardServer):
         assert sorted(page.locator("#legend > span").all_text_contents()) == [HOSTILE, "one", "two"]
         table = "[...document.querySelectorAll('#settings tbody th')].map(cell => cell.textContent)"
         assert page.evaluate(table) == ["beta", "stage"]  # the run at work, of another stage, has beta alone
-        assert f"3 are not settings of all ({HOSTILE}, adapter.rank, seed)." in page.locator("#settings").inner_text()
+        assert f"Not all have 3 settings ({HOSTILE}, adapter.rank, seed)." in page.locator("#settings").inner_text()
         boxes.nth(0).focus()
         page.keyboard.press("Space")
         expect(page.locator("#legend > span")).to_have_count(2)

@@ -188,6 +188,13 @@ def test_what_a_run_is_made_from_is_known_from_its_start(store: Store):
         run.news.begin("other", made.stage, config | {"more": 1}, INPUTS | {"data": {"data": "f" * 64}})
         rows, _ = rows_of(Board(store), ["other", "one"])
         assert rows["data.data"] == ["f" * 12, "absent"] and rows["more"] == ["1", "absent"] and "seed" not in rows
-        put(store, "three", 0.1, stage=made.stage, more={"seed": 5})
-        rows, _ = rows_of(Board(store), ["other", "one", "three"])
+        put(store, "three", 0.1, stage=made.stage, more={"seed": 5, "strange": 1})
+        rows, _ = rows_of(Board(store, catalogue.defaults), ["other", "one", "three"])
         assert rows["seed"] == [UNKNOWN, "0", "5"]
+        assert rows["strange"] == [UNKNOWN, "absent", "1"], "of a stage that is not known"
+    with store.run("f" * 64) as run:
+        run.news.begin("merging", "merge", {}, INPUTS)
+        put(store, "four", 0.1, stage=made.stage, more={"seed": 6, "strange": 2})
+        rows, _ = rows_of(Board(store, catalogue.defaults), ["merging", "three", "four"])
+        assert rows["strange"] == ["absent", "1", "2"], "which no merge will have"
+        assert rows["seed"] == [UNKNOWN, "5", "6"]
