@@ -139,7 +139,9 @@ def legend(found: Comparison, mark: str) -> list[str]:
     """What the mark beside figures means, or why none is there; and what is not compared."""
     if len({run.digest for run in found.runs}) == 1:
         return [*found.notes]
-    if any(part.best for part in found.figures):
+    if not any(part.measures or part.same for part in found.figures):
+        said = "No figure is there of two of these runs; `align evaluate` measures adapters on the same prompts."
+    elif any(part.best for part in found.figures):
         said = f"{mark} surely the best: its 95 % interval lies apart from those of all others."
     elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
         said = "No figure is marked the best: 95 % intervals overlap."
