@@ -123,7 +123,7 @@ class Talk:
         try:
             found = Sampling(temperature=float(text)).temperature
         except ValueError:  # pydantic's, too
-            return say(f"/temperature takes a number from 0 to 1,000, such as 0.3; found {text or 'nothing'}")
+            return say(f"/temperature takes 0, or a number from 0.001 to 1,000, such as 0.3; found {text or 'nothing'}")
         self.settings = self.settings.model_copy(update={"temperature": found})
         say(tempered(found))
 

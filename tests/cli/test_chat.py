@@ -189,7 +189,7 @@ def test_it_says_how_answers_are_sampled(trained: Pipeline):
     assert opening in done.stderr and opening not in likeliest.stderr
     assert likeliest.stderr.count("answers are the likeliest token each time") == 1
     for found in ("nothing", "-1", "nan"):
-        assert f"/temperature takes a number from 0 to 1,000, such as 0.3; found {found}\n" in done.stderr
+        assert f"/temperature takes 0, or a number from 0.001 to 1,000, such as 0.3; found {found}\n" in done.stderr
     assert "answers are sampled at temperature 0.3; " in done.stderr
 
 
