@@ -1,7 +1,8 @@
 """Several files as one data set: `data: [{file: a.jsonl, weight: 0.7}, {file: b.jsonl, epochs: 2, limit: 5000}]`.
 
 `weight` is a file's share of a pass, `epochs` how often each of its records stands in a pass, `limit` how many of its
-records are drawn. A file may stand alone, as a text.
+records are drawn; `columns` is what it calls our keys, over what the setting `columns` says for all. A file may stand
+alone, as a text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class MixedFile:
     weight: float | None = None
     epochs: float | None = None
     limit: int | None = None
+    columns: dict[str, str] | None = None
 
     @property
     def told(self) -> str:
@@ -39,6 +41,7 @@ class MixedFile:
 
 
 KEYS = tuple(field.name for field in fields(MixedFile))
+NUMBERS = ("weight", "epochs", "limit")
 Files = Annotated[list[File], Field(min_length=1), BeforeValidator(lambda value: _items(value))]
 """Files that are read one after the other, each as a whole; one may stand alone."""
 
@@ -95,7 +98,10 @@ def _source(which: str, item: object) -> MixedFile:
     if not (isinstance(file, str) and file):
         raise ValueError(f"{which} names no file. Expected one such as {{file: a.jsonl, weight: 0.7}}.")
     more: dict[str, Any] = {key: item[key] for key in KEYS[1:] if item.get(key) is not None}
-    for key, number in more.items():
+    columns = more.get("columns", {})
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) and name for name in columns.values()):
+        raise ValueError(f"{file}: columns is {columns}; expected our keys and what the file calls them.")
+    for key, number in ((key, more[key]) for key in NUMBERS if key in more):
         kinds = int if key == "limit" else int | float
         if not isinstance(number, kinds) or isinstance(number, bool) or not 0 < number < math.inf:
             whole = "whole " if key == "limit" else ""
@@ -132,6 +138,13 @@ def named_files(config: Settings) -> dict[str, str]:
         else:
             found |= {f"{name}/{i}": _file(item) for i, item in enumerate(value, 1)}
     return found
+
+
+def mixed_file(config: Settings, name: str) -> MixedFile | None:
+    """The file of a mixture that `named_files` calls so."""
+    setting, _, place = name.partition("/")
+    item = getattr(config, setting)[int(place) - 1] if place else None
+    return item if isinstance(item, MixedFile) else None
 
 
 def mixtures_of(config: Settings) -> dict[str, list[Json]]:

@@ -16,7 +16,7 @@ from align.ground.errors import InputError
 from align.ground.progress import Task
 from align.ground.terminal import overheard, say
 from align.inputs.fit import root
-from align.inputs.looked import look
+from align.inputs.looked import look, read_file
 from align.recipe import TrainConfig
 from align.stage import mixture, trained_on
 from align.stage.workbench import Workbench
@@ -47,8 +47,7 @@ def read_all(bench: Workbench, name: str) -> Records[Any]:
     """The records of an input. Raises: InputError for a row that cannot be used."""
     if parts := mixture.parts_of(bench, name):
         return joined([read_all(bench, part) for part in parts])
-    config, path = bench.config, bench.question.data[name]
-    return bench.readers[root(name)](path, config.bad_rows, columns=config.columns, shape=config.shape)
+    return read_file(name, bench.question.data[name], bench.readers[root(name)], bench.config)
 
 
 def split(bench: Workbench) -> tuple[list[Any], list[Any]]:

@@ -500,7 +500,7 @@ def test_each_part_of_a_setting_that_is_wrong_is_told(read: Callable[..., Recipe
         f"stages: {{sft: {{base: b, data: {files}}}, r: {{kind: evaluate, compare: sft, data: x.jsonl, judges: %s}}}}"
     )
     assert problems(read, text % "{right: j.py:f, wrong: 3}") == [
-        "recipes/r.yaml:1: stages.sft.data: file 1 has weigth, which is none of file, weight, epochs, limit.",
+        "recipes/r.yaml:1: stages.sft.data: file 1 has weigth, which is none of file, weight, epochs, limit, columns.",
         "recipes/r.yaml:1: stages.sft.data: /p.jsonl: limit is -1; expected a whole number above 0.",
         "recipes/r.yaml:1: stages.sft.data: file 4 names no file. Expected one such as {file: a.jsonl, weight: 0.7}.",
         "recipes/r.yaml:1: stages.r.judges: expected a mapping of names to text, found 3 in it.",

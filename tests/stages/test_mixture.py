@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from align import sft
+from align.data.shapes.advice import in_recipe
 from align.data.split import opening
 from align.data.tools import mixing
 from align.ground.errors import InputError
@@ -118,10 +119,40 @@ def test_it_trains_as_one_file_of_the_same_rows_does(pipeline: Pipeline, two: tu
     assert (mixed.metrics["mixed/data/1"], mixed.metrics["mixed/data/2"]) == (len(rows) - 6, 6)
 
 
+def test_each_file_may_call_its_columns_otherwise(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The weights are those of one file with our own names. Negative controls: a file that is told nothing of is
+    refused with what is to be written for it, and a name that it lacks is refused where it is."""
+    rows = [{"prompt": f"Which colour is ball {i}?", "completion": "It is red."} for i in range(12)]
+    held = {"eval_data": str(write_rows(tmp_path / "e.jsonl", rows[:2]))}
+    ours, theirs = {"Frage": "prompt", "Antwort": "completion"}, {"Asked": "prompt", "Said": "completion"}
+    files = []
+    for name, columns, some in (("a", ours, rows[:6]), ("b", theirs, rows[6:])):
+        called = [{key: row[of] for key, of in columns.items()} for row in some]
+        files.append(str(write_rows(tmp_path / f"{name}.jsonl", called)))
+    a, b = files
+    of_a, of_b = ({of: key for key, of in columns.items()} for columns in (ours, theirs))
+    short = {"max_steps": 1, "batch_size": 4, **held}
+    one = run(pipeline, "sft", data=str(write_rows(tmp_path / "one.jsonl", rows)), **short)
+    mixed = run(pipeline, "sft", data=[{"file": a, "columns": of_a}, {"file": b}], columns=of_b, **short)
+    assert mixed.config["data"] == [{"columns": of_a}, {}]
+    weights = [{k: f["sha256"] for k, f in x.files.items() if k.endswith(".safetensors")} for x in (one, mixed)]
+    assert weights[0] == weights[1]
+    told = r"b.jsonl:1: .*`\{file: …, columns: \{.*\}\}` for this file in `data`"
+    with in_recipe(), pytest.raises(InputError, match=told):
+        reading.split(workbench(pipeline, data=[{"file": a, "columns": of_a}, b], **held))
+    with pytest.raises(InputError, match=r'a.jsonl:1: columns.prompt names "Asked", which the row lacks'):
+        reading.split(workbench(pipeline, data=[{"file": a, "columns": of_b}, b], columns=of_b, **held))
+    with pytest.raises(InputError, match=r"a.jsonl: columns.promt: no row of ours has the key"):
+        reading.split(workbench(pipeline, data=[{"file": a, "columns": {"promt": "Asked"}}, b], **held))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([{"file": "a", "wieght": 1}, "b"], "file 1 has wieght, which is none of file, weight, epochs, limit."),
+        (
+            [{"file": "a", "wieght": 1}, "b"],
+            "file 1 has wieght, which is none of file, weight, epochs, limit, columns.",
+        ),
         ([{"file": "a", "weight": 0.5}], "weight has no effect: it is the only file"),
         ([{"file": "a", "weight": 0.5, "limit": 3}, "b"], "weight and limit both say"),
         ([{"file": "a", "weight": 0.5, "epochs": 3}, "b"], "weight and epochs both say"),
@@ -132,6 +163,8 @@ def test_it_trains_as_one_file_of_the_same_rows_does(pipeline: Pipeline, two: tu
         (["a", "a"], "a is named twice"),
         ([], "the list is empty"),
         ([{"limit": 3}], "file 1 names no file"),
+        ([{"file": "a", "columns": "Q"}, "b"], "a: columns is Q; expected our keys and what the file calls them."),
+        ([{"file": "a", "columns": {"prompt": 3}}], "a: columns is {'prompt': 3}; expected our keys"),
     ],
 )
 def test_what_says_nothing_is_refused(given: Any, message: str) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 from ruamel.yaml import YAML
@@ -55,16 +55,26 @@ IDS = {"id", "ids", "uuid", "guid", "index", "idx"}
 PLACE = "NAME"
 """Stands where a name is to be given."""
 _IN_RECIPE: ContextVar[bool] = ContextVar("in_recipe", default=False)
+_OF_FILE: ContextVar[bool] = ContextVar("of_file", default=False)
+
+
+def in_recipe() -> AbstractContextManager[None]:
+    """What is advised meanwhile is said as a recipe has it."""
+    return _while(_IN_RECIPE)
+
+
+def of_file() -> AbstractContextManager[None]:
+    """What is advised meanwhile is of one of several files, each of which may call its columns otherwise."""
+    return _while(_OF_FILE)
 
 
 @contextmanager
-def in_recipe() -> Iterator[None]:
-    """What is advised meanwhile is said as a recipe has it."""
-    before = _IN_RECIPE.set(True)
+def _while(holds: ContextVar[bool]) -> Iterator[None]:
+    before = holds.set(True)
     try:
         yield
     finally:
-        _IN_RECIPE.reset(before)
+        holds.reset(before)
 
 
 def advice(row: Mapping[str, object], missing: Sequence[str]) -> str:
@@ -154,7 +164,8 @@ def _say_so(columns: Mapping[str, str]) -> str:
         yaml, out = YAML(), io.StringIO()
         yaml.default_flow_style, yaml.width = True, 10**6
         yaml.dump(dict(columns), out)
-        return f"`columns: {out.getvalue().strip()}` in the recipe"
+        said = f"columns: {out.getvalue().strip()}"
+        return f"`{{file: …, {said}}}` for this file in `data`" if _OF_FILE.get() else f"`{said}` in the recipe"
     flags = []
     for ours, theirs in columns.items():
         joined = "=" if theirs.startswith("-") else " "
