@@ -3,8 +3,9 @@ MODEL --data pairs.jsonl --name my-orpo`
 
 Loss: ORPO, Hong et al. 2024 (arXiv 2403.07691), eq. 6 and 7: next-token loss of the chosen completions, a mean over
 their tokens in the step, less beta x log sigmoid of the log odds ratio of chosen to rejected, by mean log-probs per
-token. It starts from a base, or from any parent. As elsewhere in Align, the prompt's own tokens are not learnt; TRL's
-trainer counts them in the next-token part.
+token. Held-out pairs are measured by that log sigmoid without beta, which is its weight beside the other part. It
+starts from a base, or from any parent. As elsewhere in Align, the prompt's own tokens are not learnt; TRL's trainer
+counts them in the next-token part.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ def run(config: Config, store: Store) -> Artifact:
 def train(bench: Workbench) -> Outcome:
     config = bench.config
     return setup.train_on_pairs(
-        bench, lambda r, b: loss(r, b, config), lambda logprob, n: config.beta * logprob / n, reference=False
+        bench,
+        lambda r, b: loss(r, b, config),
+        lambda logprob, n: losses.reference_free.log_odds(logprob / n),
+        reference=False,
     )
 
 
 STAGE = setup.without_reference(
     "orpo",
-    version=1,
+    version=2,
     config=Config,
     work=train,
     does="odds ratio preference optimisation on preference pairs, without a reference",

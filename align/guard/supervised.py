@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -72,8 +73,9 @@ class Guard(Watching):
         super().__init__(title, config.guard.stop)
         self.limits, self.roles, self.measure, self.at_start = config.guard, roles, measure, at_start
         self.config, self.often = config, config.eval_steps is not None or config.eval_epochs is not None
-        sparse = held_out[:: -(-len(held_out) // SAMPLE)] if held_out else []  # evenly from all of them
-        self.some = list(held_out if self.often else sparse)
+        # by chance: records may take turns, as good and bad answers do
+        few = sorted(random.Random(0).sample(range(len(held_out)), min(SAMPLE, len(held_out))))
+        self.some = list(held_out) if self.often else [held_out[i] for i in few]
         self.run = Course(records=config.batch_size, max_grad_norm=config.max_grad_norm)
         self.answers: Answers | None = None
         """Prompts that are answered at every look, by `sampler`."""
@@ -92,7 +94,7 @@ class Guard(Watching):
     def begin(self, steps: int, per_epoch: int) -> None:
         self.run.steps, self.schedule = steps, looks.schedule(self.config, steps, per_epoch)
         if self.some:
-            more = "" if self.often else "; align show says what they found, eval_steps draws a curve"
+            more = "" if self.often else "; it is said where they get worse, eval_steps draws a curve"
             many = f"{len(self.some):,} held-out record{'s are' if len(self.some) != 1 else ' is'}"
             say(f"{self.title}: {many} looked at {self.schedule}{more}")
         patience, count = self.config.patience, self.schedule.count()

@@ -30,12 +30,17 @@ def shaped(logprobs: Tensor, alpha: float) -> Tensor:
 def odds_ratio(per_token: Tensor, coef: float) -> Loss:
     """-`coef` log sigmoid(log(odds of chosen / odds of rejected)), odds(p) = p / (1 - p), of mean log-probs per token
     (S): ORPO, Hong et al. 2024 (arXiv 2403.07691) eq. 7."""
-    log_odds = per_token - log_of_rest(per_token)
-    gaps = log_odds[0::2] - log_odds[1::2]
+    odds = log_odds(per_token)
+    gaps = odds[0::2] - odds[1::2]
     return Loss(
         terms={"odds_ratio": (-coef * F.logsigmoid(gaps).sum(), "pairs")},
         metrics={"log_odds_ratio": (gaps.sum().detach(), len(gaps))},
     )
+
+
+def log_odds(logprobs: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p."""
+    return logprobs - log_of_rest(logprobs)
 
 
 def log_of_rest(logprobs: Tensor) -> Tensor:

@@ -51,6 +51,16 @@ def flat(n: int = 100, **figures: float) -> list[dict[str, float]]:
     return [{"loss": 1.0, "grad_norm": 0.5} | figures] * n
 
 
+def test_what_is_looked_at_is_drawn_by_chance() -> None:
+    """Records may take turns, as good and bad answers of pairs do. Negative control: every fourth is of one kind."""
+    config: Any = settings(sft.Config, batch_size=16)
+    records: Any = [*range(224)]
+    some: Any = Guard(config, "run", cast(Any, nn.Linear(1, 1)), records, lambda some: {}).some
+    assert len(some) == 64 == len({*some}) and some == sorted(some)
+    assert all(8 <= sum(record % 4 == kind for record in some) <= 24 for kind in range(4))
+    assert len({record % 4 for record in records[:: 224 // 56]}) == 1
+
+
 def losses(*values: float) -> list[dict[str, float]]:
     return [{"loss": value} for value in values]
 

@@ -31,7 +31,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
     ),
     "simpo": (1, {"loss": 1.042425, "rewards/margins": 0.392943, "first/grad_norm": 0.463044, "first/loss": 1.217582}),
     "cpo": (1, {"loss": 5.716508, "rewards/margins": 1.770173, "first/grad_norm": 0.255185, "first/loss": 5.778299}),
-    "orpo": (1, {"loss": 5.6163, "rewards/margins": 0.016097, "first/grad_norm": 0.246065, "first/loss": 5.705113}),
+    "orpo": (2, {"loss": 5.6163, "rewards/margins": 0.016097, "first/grad_norm": 0.246065, "first/loss": 5.705113}),
     "kto": (1, {"loss": 0.482244, "eval/loss": 0.47945, "rewards/chosen": 0.030926, "first/grad_norm": 0.047767}),
     "bco": (1, {"loss": 0.658298, "eval/loss": 0.652952, "shift": -0.019268, "first/grad_norm": 0.095535}),
     "ppo": (

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import kto, memory
+from align import kto, memory, orpo
 from align.ground.errors import InputError, Stopped
 from align.stage.ahead.dry_run import memory_plan, plan
 from align.store import Artifact, Store
-from tests.conftest import Pipeline, write_rows
+from tests.conftest import ROOT, Pipeline, write_rows
 from tests.stages.helpers import committed, forget, history
 from tests.stages.test_resume import interrupt
 
@@ -136,3 +139,29 @@ def test_rows_of_kto_that_cannot_be(pipeline: Pipeline) -> None:
             kto.run(kto.Config(**{**SETTINGS, "data": data}), pipeline.store)
     with pytest.raises(ValueError, match="KL is estimated on answers to other prompts"):
         kto.Config(base="none", data="none", batch_size=1)
+
+
+def test_held_out_pairs_of_orpo_are_measured_by_its_odds(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Against plain transformers, before the first step: -log sigmoid of the log odds ratio, which falls as the odds
+    part of the loss does. Negative control: beta times the mean log-probs, which hardly leave ln 2."""
+    pair = {"prompt": "Which colour is the ball?", "chosen": "It is red.", "rejected": "Who knows?"}
+    base = ROOT / "data/tiny-base"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype="float32"), AutoTokenizer.from_pretrained(base)
+
+    def mean_logprob(answer: str) -> float:
+        said = [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": answer}]
+        row = tokenizer.apply_chat_template(said, return_dict=True, return_assistant_tokens_mask=True)
+        ids, counts = torch.tensor([row["input_ids"]]), torch.tensor(row["assistant_masks"][1:], dtype=torch.bool)
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return float(logprobs[counts].mean().detach())
+
+    chosen, rejected = mean_logprob(pair["chosen"]), mean_logprob(pair["rejected"])
+    odds = [p - math.log1p(-math.exp(p)) for p in (chosen, rejected)]
+    data, held = rows(pipeline, "orpo"), write_rows(tmp_path / "held.jsonl", [pair])
+    plain = {key: SETTINGS[key] for key in ("precision", "threads", "max_length", "batch_size")}
+    made = orpo.run(
+        orpo.Config(base=base, data=data, eval_data=held, eval_steps=1, max_steps=1, **plain), pipeline.store
+    )
+    first = next(row["eval/loss"] for row in history(made, pipeline.store) if "eval/loss" in row)
+    assert first == pytest.approx(math.log1p(math.exp(odds[1] - odds[0])), rel=1e-4)
+    assert first != pytest.approx(math.log1p(math.exp(0.1 * (rejected - chosen))), rel=0.02)
