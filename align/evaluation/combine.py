@@ -18,7 +18,7 @@ from align.report.summary import may_be_share
 from align.report.text import aligned, fits, fitted
 from align.store import Artifact, Store
 
-NOT_NEGATIVE = ("kl", "calibration_error", "length", "perplexity", "grad_norm")
+NOT_NEGATIVE = ("kl", "calibration_error", "length", "perplexity", "grad_norm", "warnings")
 """Figures that are no shares and never below 0."""
 
 

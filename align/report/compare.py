@@ -139,8 +139,10 @@ def legend(found: Comparison, mark: str) -> list[str]:
     """What the mark beside figures means, or why none is there; and what is not compared."""
     if len({run.digest for run in found.runs}) == 1:
         return [*found.notes]
-    if not any(part.measures or part.same for part in found.figures):
-        said = "No figure is there of two of these runs; `align evaluate` measures adapters on the same prompts."
+    if not any(part.measures for part in found.figures):
+        same = sum(part.same for part in found.figures)
+        none = f"No figure but {same}, which the runs have alike, is" if same else "No figure is"
+        said = f"{none} there of two of these runs; `align evaluate` measures adapters on the same prompts."
     elif any(part.best for part in found.figures):
         said = f"{mark} surely the best: its 95 % interval lies apart from those of all others."
     elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
@@ -164,6 +166,8 @@ def _one_artifact(runs: Sequence[Compared]) -> list[str]:
 
 def _kinds_of_loss(artifacts: Sequence[Artifact]) -> list[str]:
     """Why losses are left out; nothing where they are of one kind."""
+    if not any("loss" in artifact.metrics for artifact in artifacts):
+        return []
     if len({artifact.stage for artifact in artifacts}) > 1:
         return ["Stages differ, and each has a loss of its own kind, so that is left out."]
     if not equal([artifact.config.get("loss", ABSENT) for artifact in artifacts]):

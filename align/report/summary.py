@@ -236,24 +236,24 @@ def sentences(report: Report) -> list[str]:
     best = _best(report, first)
     if report.prompts == 1 and report.headline in report.judged:
         best = f"On one prompt, which decides nothing, {best[0].lower()}{best[1:]}"
-    found = [best, _wins(report, rivals), *_prices(report, rivals[:NAMED])]
-    return [sentence for sentence in found if sentence]
+    return [*filter(None, [best, _wins(report, rivals), *_prices(report, rivals[:NAMED])])]
 
 
 def _best(report: Report, first: Sequence[str]) -> str:
     what, reference = report.headline, report.reference
     found = {name: e for name in report.stages if (e := estimate(report, name, what))}
-    named = first[:NAMED]
-    listed = _some([f"{name} {_figure(report, name, what)}" for name in named], len(first), ", ")
+    figures = [f"{name} {_figure(report, name, what)}" for name in first[:NAMED]]
     by = f"by {label(what)}"
     if len(first) > 1 and len({e.value for e in found.values()}) == 1:
-        return f"All are alike {by}: {listed}."
-    how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
-    text = f"Best {by}, {how}: {listed}" if len(first) > 1 else f"Best {by}: {listed}"
+        return f"All are alike {by}: {_some(figures, len(first), ', ')}."
     near = {name for name in (reference, BASE) if name in found and equal(found[name], found[first[0]])}
     beside = {reference, *near, *(found.keys() if not any(e.interval for e in found.values()) else ())}
-    has = {n: _figure(report, n, what) for n in dict.fromkeys((reference, BASE)) if n in beside and n not in named}
-    text += "".join(f"; {n} has {figure}{', not told apart' * (n in near)}" for n, figure in has.items() if figure)
+    others = [n for n in dict.fromkeys((reference, BASE)) if n in beside and n not in first[:NAMED]]
+    has = {n: figure for n in others if (figure := _figure(report, n, what))}
+    listed = _some(figures, len({*first} - has.keys()), ", ")  # each of these has a place of its own
+    how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
+    text = f"Best {by}, {how}: {listed}" if len(first) > 1 else f"Best {by}: {listed}"
+    text += "".join(f"; {n} has {figure}{', not told apart' * (n in near)}" for n, figure in has.items())
     return f"{text}; no other stage is better." if [*first] == [reference] and not has else f"{text}."
 
 

@@ -413,7 +413,7 @@ def test_a_verdict_names_three_and_counts_the_rest():
     best, wins = summary.sentences(report)
     assert best == (
         "Best by gold, not told apart as their intervals overlap: dpo.0 60.0% (95%: 50.0 to 70.0), dpo.1 59.0% "
-        "(95%: 49.0 to 69.0), dpo.2 58.0% (95%: 48.0 to 68.0) and 10 more; sft has 45.0% (95%: 35.0 to 55.0), not "
+        "(95%: 49.0 to 69.0), dpo.2 58.0% (95%: 48.0 to 68.0) and 9 more; sft has 45.0% (95%: 35.0 to 55.0), not "
         "told apart; base has 50.0% (95%: 40.0 to 60.0), not told apart."
     )
     assert wins.count(" wins ") == 3 and wins.endswith("; dpo.0, dpo.1, dpo.2 and 9 more not surely more than half.")
