@@ -132,14 +132,15 @@ def refusal(recipe: Recipe, wrong: Mapping[str, InputError]) -> InputError:
 def _placed(recipe: Recipe, name: str, said: str) -> str:
     """What is said of a stage, with the line of a setting that it is about, else with the stage's name."""
     title, entry = f"{recipe.name}/{name}", recipe.stages[name]
-    lines = []
+    lines: list[str] = []
     for line in said.splitlines():
         about = ABOUT.match(line)
         path = tuple(about["setting"].split(".")) if about else ()
-        if about and path[0] in type(entry.config).model_fields:
+        row_of = next((key for key, file in _files(entry).items() if _is_row(line, file)), None)
+        if row_of and not lines:  # which comes first, as the file may lie in a folder called as a setting is
+            lines.append(f"{recipe.setting(entry.stage, (root(row_of),))}: {line}")
+        elif about and not row_of and path[0] in type(entry.config).model_fields:
             lines.append(f"{recipe.setting(entry.stage, path)}{line[about.end('setting') :]}")
-        elif not lines and (key := next((k for k, file in _files(entry).items() if _is_row(line, file)), None)):
-            lines.append(f"{recipe.setting(entry.stage, (root(key),))}: {line}")
         else:
             lines.append(line if lines or line.startswith(f"{title}:") else f"{title}: {line}")
     return "\n".join(lines)

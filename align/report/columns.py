@@ -4,6 +4,7 @@ has. No torch."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ SIZES: dict[str, Callable[[float], str]] = {
 
 REPORTS = "reports."
 """What columns of reports' figures begin with."""
+DOT = re.compile(r"(?<!\d)\.|\.(?!\d)")
+"""What parts of a name lie between: no decimal point, as `dpo.beta-0.3` has one."""
 JUDGES = ("data.judges.", "config.judges.")
 """What columns of judges' files begin with: a judge's name alone means what it measured."""
 
@@ -121,9 +124,10 @@ def columns(asked: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[
 
 
 def _ends(key: str, name: str) -> bool:
-    """Whether a whole name ends so: behind a dot, and within a report's name behind a slash, so that `report.accuracy`
-    is what each seed's own report says."""
-    return key.endswith(f".{name}") or (key.startswith(REPORTS) and "." in name and key.endswith(f"/{name}"))
+    """Whether a whole name ends so: behind a dot that is no decimal point, and within a report's name behind a slash,
+    so that `report.accuracy` is what each seed's own report says."""
+    behind_dot = key.endswith(f".{name}") and DOT.match(key, len(key) - len(name) - 1) is not None
+    return behind_dot or (key.startswith(REPORTS) and "." in name and key.endswith(f"/{name}"))
 
 
 def _meant(name: str, known: Sequence[str]) -> list[str]:
@@ -137,7 +141,7 @@ def _meant(name: str, known: Sequence[str]) -> list[str]:
         measured = [key for key in ends_so if key.startswith(REPORTS)]
         more = f" (and by {len(measured) - 1} more reports)" if len(measured) > 1 else ""
         raise InputError(f"{name} is {' and '.join([*own, *measured[:1]])}{more} here; name one of them.")
-    ends = {key.split(".", 1)[-1]: key for key in known} | {key.rsplit(".", 1)[-1]: key for key in known}
+    ends = {end: key for key in known for end in (key.split(".", 1)[-1], DOT.split(key)[-1])}
     near = difflib.get_close_matches(name, [*ends, *known], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`align show REF` lists what an artifact has."
     raise InputError(f"no artifact here has a column {name}; {hint}")

@@ -140,9 +140,7 @@ def legend(found: Comparison, mark: str) -> list[str]:
     if len({run.digest for run in found.runs}) == 1:
         return [*found.notes]
     if not any(part.measures for part in found.figures):
-        same = sum(part.same for part in found.figures)
-        none = f"No figure but {same}, which the runs have alike, is" if same else "No figure is"
-        said = f"{none} there of two of these runs; `align evaluate` measures adapters on the same prompts."
+        said = "These runs share no figure that differs; `align evaluate` measures adapters on the same prompts."
     elif any(part.best for part in found.figures):
         said = f"{mark} surely the best: its 95 % interval lies apart from those of all others."
     elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):

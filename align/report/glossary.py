@@ -12,7 +12,8 @@ MEANINGS = {
     "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
     "reward/spread": "how far several reward models are apart about an answer, as a standard deviation",
     "reward/NAME": "what one of several rewards gives an answer on average, before its weight",
-    "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all",
+    "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all (of kto, what it "
+    "takes off rewards: an estimate on other prompts' answers, often 0)",
     "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
     "length": "tokens of an answer",
     "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance, and it "

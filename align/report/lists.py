@@ -91,9 +91,9 @@ def ls_table(store: Store, rows: Sequence[Row] | None = None, width: int | None 
 
 
 def _created(store: Store, row: Row) -> str:
-    """When it was made; of what was made elsewhere by when it was, which is when it came here."""
+    """When it was made; of what was made elsewhere before when, as it came here then."""
     came = datetime.fromtimestamp(store.manifest_path(row["digest"]).stat().st_mtime, UTC).isoformat()
-    return (time_text(row["finished"]) if row["finished"] else f"by {time_text(came)}").removesuffix(" UTC")
+    return (time_text(row["finished"]) if row["finished"] else f"before {time_text(came)}").removesuffix(" UTC")
 
 
 def _narrower(lines: list[list[str]], width: int | None, less: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:

@@ -176,7 +176,7 @@ def _runs(store: StoreLayout) -> Iterator[_Run]:
             inputs = path / "inputs"
             cost = read_cost(path / "cost.json")
             answered = store.keyed_path("asked", path.name).exists()
-            left = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+            left = any(not inner.is_dir() for inner in (path / "checkpoints").rglob("*"))
             yield _Run(
                 path, inputs.exists() and gripped(inputs), left and not answered, cost["artifact"] if cost else None
             )

@@ -242,7 +242,7 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
         ),
         (
             "beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",
-            ":1: beta is not a setting of any stage here; dpo and orpo have it.",
+            ":1: beta is not a setting of any stage here; stages such as dpo and orpo have it.",
         ),
         (
             "zzz: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",

@@ -103,7 +103,7 @@ def test_what_reports_measured_is_a_column(store: Store, tmp_path: Path):
     assert str(error.value) == f"rewards/accuracies is {told}"
     by_report = shown(store, ["report.rewards/accuracies"], "report.rewards/accuracies")
     assert by_report[1] == ["q/dpo.beta-0.05", "0.1"]
-    for wrong in ("port.gold", "accuracies"):
+    for wrong in ("port.gold", "accuracies", "5/gold"):  # a part of a word, of a figure's name, and of a number
         with pytest.raises(InputError, match=f"no artifact here has a column {wrong}"):
             shown(store, [wrong])
     for column in ("gold", "q/report.gold", "report.gold"):

@@ -111,7 +111,7 @@ def test_figures_of_a_report_stand_beside_each_other(store: Store):
     assert two.figures[0].best == {}, "the control: these intervals touch"
     assert "No figure is marked the best: 95 % intervals overlap." in compared_text(two, 80)
     nothing = compared_text(compare(store, ["q/report", "q/dpo.beta-0.1"]), 80)
-    assert "No figure is there of two of these runs; `align evaluate` measures" in nothing and "interval" not in nothing
+    assert "These runs share no figure that differs; `align evaluate` measures" in nothing and "interval" not in nothing
 
 
 def test_names_of_one_artifact(store: Store):

@@ -300,6 +300,19 @@ def test_a_run_finds_it_too_before_its_first_stage(tmp_path: Path) -> None:
     assert not list(Store(tmp_path / "store").artifacts())
 
 
+def test_a_row_of_a_file_in_a_folder_that_is_called_as_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told as a row of any file is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data/long.jsonl", [{"prompt": "Why? " * 200, "completion": "No."}] * 12)
+    text = f"stages:\n  sft:\n    base: {TINY}\n    max_steps: 1\n    data: data/long.jsonl\n"
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^r\.yaml:5: stages\.sft\.data: data/long\.jsonl:1: "):
+        align.run(Path("r.yaml"), Store("store"), dry_run=True)
+
+
 def test_a_healthy_recipe_is_rehearsed_to_its_last_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Negative control of all faults; and what it says of rows is what the run's own renderer and plan do."""
     recipe = healthy(tmp_path)

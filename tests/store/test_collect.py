@@ -242,6 +242,8 @@ def test_a_stopped_run_can_go_on(store: Store, line: dict[str, Artifact]):
         with pytest.raises(KeyboardInterrupt), store.run(key, Inputs((line["child"].digest,))) as run:
             if left:
                 fill(run.checkpoints, {"checkpoint-3/state": b"state"})
+            else:
+                (run.checkpoints / "unfinished").mkdir(parents=True)
             raise KeyboardInterrupt
     garbage = store.collect(delete=True)
     assert garbage.stopped == [store.path / "runs" / KEY] and len(garbage.held) == 2

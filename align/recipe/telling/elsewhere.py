@@ -51,7 +51,7 @@ def hint(name: str, has: Callable[[str], bool], spell: Callable[[str], str] = st
     is_one = len(stages) == 1 and bool(rows[0].stages)
     owners = f", which {_and(stages)} {'has' if is_one else 'have'}"
     if not here and names == key:
-        return f"{_and(stages)} {'has' if is_one else 'have'} it."
+        return f"stages such as {_and(stages)} have it." if rows[0].stages else f"{stages[0]} have it."
     notes = [f" ({row.note})" for row in rows if row.note]
     of_one = len({row.stages for row in rows}) == 1  # what is said of one stage may not hold for another
     note = ("".join(notes[:1]) if of_one else "") if here else owners
