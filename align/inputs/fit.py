@@ -49,7 +49,12 @@ def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], s
             "compare: base is no artifact; the base of what is compared is measured anyway (include_base). Leave it "
             "out."
         )
-    artifact = store.resolve(name)
+    if "*" in name:
+        raise InputError(f"{role}: {name} is a pattern, as `align compare` takes one; here name each artifact.")
+    try:
+        artifact = store.resolve(name)
+    except InputError as error:
+        raise InputError(f"{role}: {error}") from error
     if artifact.kind not in allowed:
         remedy = "`align ls` shows what there is."
         if artifact.kind == "reward" and (writer := artifact.parents.get("parent")):

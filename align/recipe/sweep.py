@@ -35,7 +35,7 @@ def hint(where: str, problem: str) -> str:
         return " Several values are a sweep: {sweep: [1, 2]}."
     if value.startswith("[") and problem.endswith("found a list."):
         return f" `align sweep` takes several values, without the brackets: {setting}={value[1:].rstrip(']')}"
-    if problem.endswith("found a mapping with sweep."):
+    if problem.endswith(tuple(f"found a mapping with {near}." for near in ("sweep", "sweeps", "swept", "values"))):
         return " A sweep is of a list, such as {sweep: [1, 2]}."
     return ""
 
