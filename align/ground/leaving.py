@@ -53,18 +53,23 @@ def hear() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    _ignore(stopping_signals())  # it is on its way out
+    _pass(stopping_signals())  # it is on its way out
     raise Interrupt
 
 
 def deaf() -> None:
     """From here on no signal to stop is answered."""
-    _ignore((signal.SIGINT, *stopping_signals()))
-
-
-def _ignore(signals: Iterable[signal.Signals]) -> None:
+    signals = (signal.SIGINT, *stopping_signals())
+    _pass(signals)
     for number in signals:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _pass(signals: Iterable[signal.Signals]) -> None:
+    """Answer these by nothing. Of one that has come already, and that its process is to ignore now, Python prints that
+    there was a race."""
+    for number in signals:
+        signal.signal(number, lambda *_: None)
 
 
 def wait_for_none(code: int, say: Callable[[str], None]) -> None:

@@ -31,6 +31,22 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals):
     assert process.returncode == Stopped.exit_code
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_two_signals_at_once_end_a_command_as_one_does(ignored: bool):
+    """As where a shell ends with what it is told to kill. The control ignores what has come already, of which Python
+    says that there was a race."""
+    both = "{signal.SIGTERM, signal.SIGHUP}"
+    work = f"signal.pthread_sigmask(signal.SIG_BLOCK, {both})\nfor s in {both}: os.kill(os.getpid(), s)\n"
+    work += f"signal.pthread_sigmask(signal.SIG_UNBLOCK, {both})\ntime.sleep(60)"
+    program = "import os, signal, time\nfrom align.ground import leaving\nfrom align.ground.terminal import guarded\n"
+    if ignored:
+        program += "leaving._pass = lambda them: [signal.signal(s, signal.SIG_IGN) for s in them]\n"
+    program += f"guarded(lambda: exec({work!r}))"
+    ended = subprocess.run([sys.executable, "-c", program], timeout=60, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == Stopped.exit_code and ("race" in ended.stderr) == ignored
+    assert ignored or ended.stderr == "stopped; the same command goes on from what was done\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
 def test_a_signal_amid_exec_ends_with_75(number: signal.Signals | None, tmp_path: Path):
     """As while a library is imported that makes data classes. The control is Python's own KeyboardInterrupt there, of
