@@ -37,7 +37,11 @@ SHOWN = 3
 
 def rows(parser: argparse.ArgumentParser, bad_rows: str = "error") -> None:
     parser.add_argument(
-        "--read_as", "--read-as", choices=[*kinds.KINDS], help="what the rows are; without it, what most of them are"
+        "--read_as",
+        "--read-as",
+        choices=[*kinds.KINDS],
+        metavar="KIND",
+        help=f"what the rows are: {', '.join(kinds.KINDS)}; without it, what most of them are",
     )
     parser.add_argument("--shape", metavar="NAME", help="the dialect that they are in; without it, what the keys say")
     how_to_read(parser, bad_rows)
@@ -133,6 +137,9 @@ def inspect(args: argparse.Namespace) -> None:
         return
     width = max(len(f.name) for f in found)
     lines = [line for f in found for line in beside(f.name, f.text, width + 2)]
+    if args.bad_rows == "drop" and records.dropped.examples:
+        fate = "left out here; a stage refuses a file that has some, unless it is given --bad_rows drop"
+        lines += beside("bad rows", fate, width + 2)
     print("\n".join([told(args.file), *lines]))
 
 

@@ -38,8 +38,8 @@ HELD = TEXT | {"pad_token_id": "padding token"}
 
 
 def label_of(name: str, artifact: Artifact) -> str:
-    """How an input is called in results: the end of its ref, or its stage where it was given by digest."""
-    return artifact.stage if artifact.digest.startswith(name) else name.rsplit("/", 1)[-1]
+    """How an input is called in results: the end of its ref, or, where it was given by digest, its stage and that."""
+    return f"{artifact.stage}-{artifact.digest[:8]}" if artifact.digest.startswith(name) else name.rsplit("/", 1)[-1]
 
 
 def input_artifact(stage: str, role: str, name: str, allowed: tuple[str, ...], store: Store) -> Artifact:
@@ -114,10 +114,14 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
     ):
         return
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
+        setting, _, several = role.partition("/")
+        this, other = f"{role} {artifact.short}", "the parent"
+        remedy = f"Both are to be on one base: train the {role} with --parent set to the same artifact."
+        if several and first is not None:
+            this, other = f"{setting}: {several} {artifact.short}", f"{first.stage} {first.short}"
+            remedy = f"What {setting} names is to be on one base: what is on others has a run of its own."
         raise InputError(
-            f"{role} {artifact.short} was trained on base {_describe(artifact.base)}, the parent on "
-            f"{_describe(base.manifest())}. They share one base: train the {role} with --parent set to the same "
-            "artifact."
+            f"{this} was trained on base {_describe(artifact.base)}, {other} on {_describe(base.manifest())}. {remedy}"
         )
     if first is None or not first.text or not artifact.text:
         return

@@ -7,6 +7,7 @@ Figures of one report were measured on the same prompts and so are the ones to c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from string import ascii_uppercase
@@ -28,6 +29,8 @@ RUNS_LIMIT = 26
 """Runs beside each other: each has a letter."""
 BETTER_HIGHER = ("accuracy", "accuracies", "reward")
 """Ends of figures of which more is better, beside win rates and what judges measure; of others nobody says."""
+FEW = 3
+"""Figures of one run alone that are named."""
 COSTS: dict[str, Callable[[float], str]] = {
     "seconds": duration,
     "tokens_per_second": "{:,.0f}".format,
@@ -113,7 +116,13 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         [*_reports(store, artifacts, one_artifact=one), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
         _curves(histories),
-        [*_one_artifact(runs), *_kinds_of_loss(artifacts), *left_out(mixed), *kept_in_words(artifacts, histories)],
+        [
+            *_one_artifact(runs),
+            *_of_one_alone(measured),
+            *_kinds_of_loss(artifacts),
+            *left_out(mixed),
+            *kept_in_words(artifacts, histories),
+        ],
     )
 
 
@@ -159,6 +168,17 @@ def _one_artifact(runs: Sequence[Compared]) -> list[str]:
         f"{', '.join(of[:-1])} and {of[-1]} are one artifact, {digest[:SHORT]}."
         for digest, of in letters.items()
         if len(of) > 1
+    ]
+
+
+def _of_one_alone(measured: Sequence[Mapping[str, Estimate]]) -> list[str]:
+    """Which figures one run alone has, and so are not shown."""
+    counts = Counter(name for one in measured for name in one)
+    alone = [[name for name in one if counts[name] == 1] for one in measured]
+    return [
+        f"Measured of {letter} alone: {', '.join(names[:FEW])}{', …' * (len(names) > FEW)}."
+        for letter, names in zip(ascii_uppercase, alone, strict=False)
+        if names
     ]
 
 

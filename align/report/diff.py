@@ -109,7 +109,8 @@ def apart(
 
 def _with_inputs(store: Store, run: Made, config: Json) -> Json:
     """Settings by dotted key, then stage, base, parents and data, as people call them."""
-    facts: Json = {"stage": run.stage, **run.inputs}
+    inputs = {"version of the stage" if key == "version" else key: value for key, value in run.inputs.items()}
+    facts: Json = {"stage": run.stage, **{key: value for key, value in inputs.items() if value != {}}}
     base, parents = facts.get("base"), facts.get("parents")
     if isinstance(base, dict):
         facts["base"] = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip()

@@ -29,13 +29,12 @@ def sketch(title: str, curves: Mapping[str, Points], width: int) -> list[str]:
     across = width - LABEL - 2
     first, last = min(steps), max(steps)
     heights = {letter: heights_of(points, first, last, across) for letter, points in finite.items()}
-    known = [height for row in heights.values() for height in row if height is not None]
+    known = [height for row in heights.values() for several in row for height in several]
     low, high = min(known), max(known)
     plane = [[" "] * across for _ in range(HEIGHT)]
     for letter, row in heights.items():
-        for column, height in enumerate(row):
-            if height is not None:
-                line = round((HEIGHT - 1) * (1 - (height - low) / ((high - low) or 1.0)))
+        for column, several in enumerate(row):
+            for line in {round((HEIGHT - 1) * (1 - (height - low) / ((high - low) or 1.0))) for height in several}:
                 plane[line][column] = letter if plane[line][column] == " " else SEVERAL
     above, below = (end if abs(end) > NOTHING * (high - low) else 0.0 for end in (high, low))
     top, bottom = told_apart(above, below, 3, LABEL)
@@ -57,24 +56,26 @@ def told_apart(high: float, low: float, digits: int, most: int) -> tuple[str, st
     return f"{high:.{digits}g}", f"{low:.{digits}g}"
 
 
-def heights_of(points: Points, first: float, last: float, columns: int) -> list[float | None]:
-    """How high a curve is in each of `columns` between two steps: the mean of its points there; where there is none,
-    the line between its neighbours; None before the first and after the last of them."""
+def heights_of(points: Points, first: float, last: float, columns: int) -> list[list[float]]:
+    """How high a curve is in each of `columns` between two steps: the mean of its points there, or its two ends where
+    these are there; where no point is, the line between its neighbours; nothing before the first and after the last of
+    them."""
     if not points:
-        return [None] * columns
+        return [[] for _ in range(columns)]
     size = (last - first) / columns or 1.0
     steps = [step for step, _ in points]
-    found: list[float | None] = []
+    found: list[list[float]] = []
     for column in range(columns):
         left, right = first + column * size, first + (column + 1) * size
         start = bisect_left(steps, left)
         end = len(steps) if column == columns - 1 else bisect_left(steps, right)
         inside = [value for _, value in points[start:end]]
         if inside:
-            found.append(sum(inside) / len(inside))
+            ends = [points[i][1] for i in {0, len(points) - 1} if start <= i < end]
+            found.append(ends or [sum(inside) / len(inside)])
         elif 0 < start < len(points):
             (x0, y0), (x1, y1) = points[start - 1], points[start]
-            found.append(y0 + (y1 - y0) * ((left + right) / 2 - x0) / (x1 - x0))
+            found.append([y0 + (y1 - y0) * ((left + right) / 2 - x0) / (x1 - x0)])
         else:
-            found.append(None)
+            found.append([])
     return found

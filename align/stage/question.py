@@ -111,7 +111,7 @@ def prepare(stage: Stage[C], config: C, store: Store) -> Question:
             if key in parents:
                 raise InputError(
                     f"{role}: {given[key]} and {name} would both be called {label_of(name, artifact)} in the results "
-                    f"(the end of a ref, or the stage of a digest). Give one another name: `align tag {name} NAME`."
+                    f"(the end of a ref). Give one another name: `align tag {name} NAME`."
                 )
             parents[key], given[key] = artifact, name
     files = named_files(config)  # looked for before the base is read, which may take a while

@@ -205,7 +205,7 @@ class Store(StoreReader):
             taken = above.relative_to(refs).as_posix() if above else f"{name}/…"
             raise InputError(
                 f"{name!r} cannot be a ref: {taken} is one already, and a ref cannot be both a name and a folder of "
-                "names."
+                "names. Take another name; that of a recipe is its file's, or what `name` says there."
             )
 
     def remember(self, key: str, artifact: Artifact) -> None:

@@ -32,7 +32,7 @@ LOOKS = 12
 NAME = 20
 """Characters of a name beside a value, unless it takes more to tell names apart."""
 UNKNOWN = "not known yet"
-INPUTS = ("version", "base", "parents", "data")
+INPUTS = ("version of the stage", "base", "parents", "data")
 """What any run is made with, beside its settings."""
 PAGE = {
     "": ("page.html", "text/html"),

@@ -130,7 +130,8 @@ def test_another_base_or_quantisation(change: dict[str, str], pipeline: Pipeline
         inputs = {"reward": other.digest} if name == "reward" else {"compare": ["tiny/sft", other.digest]}
         calls.append((stage, {**asked[stage], **inputs}))
     found = refusals(pipeline.store, calls)
-    assert len(found) == 3 and all("was trained on base " in line and "They share one base" in line for line in found)
+    assert len(found) == 3 and all("was trained on base " in line and "to be on one base" in line for line in found)
+    assert found[2].startswith("compare: dpo-") and "parent" not in found[2]
 
 
 def test_another_template_beside_a_parent(pipeline: Pipeline) -> None:
