@@ -491,7 +491,7 @@ def test_verdict_names_what_another_judge_finds_worse():
 
 def test_the_figure_beside_an_answer_is_named():
     """Negative control: answers without one."""
-    said = "The figure beside an answer is its gold."
+    said = "The figure beside an answer is its score by gold."
     scored = [Sample("Why?", {"sft": ShownAnswer("Because.", 0.5), "ppo": ShownAnswer("So.")})]
     assert said in Page(html(replace(REPORT, samples=scored))).text
     bare = [Sample("Why?", {"sft": ShownAnswer("Because."), "ppo": ShownAnswer("So.")})]
@@ -507,7 +507,7 @@ def test_a_report_says_what_judges_pay_for():
     text = "In the judges' own words, gold: 0.7 where right,\\u001b[1m 0.3 if polite."
     page = Page(html(report)).text
     assert text in page and text in " ".join(table(report).split()) and "fame" not in page + table(report)
-    assert "The figure beside an answer is its gold: 0.7 where right,\\u001b[1m 0.3 if polite." in page
+    assert "The figure beside an answer is its score by gold: 0.7 where right,\\u001b[1m 0.3 if polite." in page
     assert "own words" not in Page(html(REPORT)).text + table(REPORT)
     long = glossary.words_of(replace(report, said={"gold": "word " * 99}), "gold")
     assert len(long) == glossary.WORDS and long.endswith("…")
