@@ -23,7 +23,9 @@ from align.pipeline.pinned import Pinned
 from align.recipe import Entry, Recipe
 from align.stage import why
 from align.stage.ahead.dry_run import for_programs, verdict
-from align.stage.catalogue import module_of
+from align.stage.catalogue import module_of, stage_of
+from align.stage.layout import as_run
+from align.stage.question import prepare
 from align.store import Artifact, Store
 
 
@@ -77,6 +79,9 @@ def run(
         pinned = Pinned(store, held)
         _check_taken(recipe, pinned)
         made = _given(recipe, names, earlier, pinned)
+        for name, artifact in made.items():
+            if reason := _since(recipe, name, made, pinned):
+                say(f"{recipe.name}/{name}: {artifact.short} is taken as it is, though it would be made anew: {reason}")
         steps = look_ahead(recipe, names, made, pinned)
         if dry_run:
             tell = _tell_programs if as_json else _tell
@@ -215,6 +220,15 @@ def _given(recipe: Recipe, names: Sequence[str], earlier: Sequence[str], store: 
             found = find_base(base, store)
             store.places |= {} if found.in_store else {found.digest: found.path}
     return made
+
+
+def _since(recipe: Recipe, name: str, made: Mapping[str, Artifact], store: Pinned) -> str:
+    """Why a stage before `--from` would be run by now; empty where it would not be, or that cannot be known."""
+    try:
+        question = as_run(prepare(stage_of(recipe.stages[name].kind), bound(recipe, name, made), store))
+        return "" if store.asked(question.key) == made[name] else question.why
+    except AlignError:
+        return ""
 
 
 def _tell(

@@ -163,8 +163,9 @@ def test_names_moved_by_others_change_nothing(pipeline: Pipeline):
     assert pipeline.store.refs()["tiny/sft"] == pipeline.made["sft"].digest
 
 
-def test_from_and_until(pipeline: Pipeline):
-    """`until` ends; `from` begins on what is there, even where the recipe or its data has changed since."""
+def test_from_and_until(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
+    """`until` ends; `from` begins on what is there, even where the recipe or its data has changed since, which is
+    said. Negative control: of a stage whose settings are the same nothing is."""
     recipe, store, made = pipeline.recipe, pipeline.store, pipeline.made
     assert list(align.run(recipe, store, until="sft")) == ["pretrain", "sft"]
     (recipe.parent / "texts.jsonl").unlink()
@@ -180,7 +181,11 @@ def test_from_and_until(pipeline: Pipeline):
     with pytest.raises(InputError, match=r"^--set learning_rate=0\.5: .* \(dpo\), only on pretrain, reward\."):
         align.run(recipe, store, from_="dpo", until="dpo", overrides=["learning_rate=0.5"])
     recipe.write_text(recipe.read_text().replace("data: sft.jsonl, learning_rate: 0.01", "data: sft.jsonl"))
+    capsys.readouterr()
     again = align.run(recipe, store, from_="dpo", until="dpo", overrides=changed[:1])
+    said = capsys.readouterr().err
+    assert f"tiny/sft: {made['sft'].short} is taken as it is, though it would be made anew: learning_rate 0.01" in said
+    assert "tiny/reward: " not in said
     assert (
         again["sft"] == made["sft"]
         and again["dpo"] != made["dpo"]
