@@ -75,7 +75,7 @@ def import_adapter(
         say(f"{folder} has {', '.join(text)}, but no {missing[0]}: the base's tokenizer and template are taken")
         text = {}
     if other := adapter.other_base(folder / SHAPE, base.model):
-        say(f"{folder}: {other}")
+        say(f"{folder}: {other}. Only the names could be compared: on another model its answers are worth nothing")
     config = Config(
         base=base,
         name=name or re.sub(r"[^A-Za-z0-9._-]+|^[.-]+", "-", folder.resolve().name).strip("-."),

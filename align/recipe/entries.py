@@ -191,9 +191,8 @@ def wrong_input(target: str, stage: str, order: list[str], is_ref: bool) -> str 
         return f"is how a command line says it; here it is {{file: {file}, weight: {weight}}}."
     if not is_ref or _is_artifact(target):
         return None
-    guess = words.nearest(target, earlier)
-    hint = "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest."
-    return f"is not an earlier stage of this recipe; {f'did you mean {guess}?' if guess else hint}"
+    guess = words.nearest(target, earlier)  # what is like none may be a name of the store
+    return f"is not an earlier stage of this recipe; did you mean {guess}?" if guess else None
 
 
 def _is_artifact(text: str) -> bool:

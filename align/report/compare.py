@@ -155,7 +155,7 @@ def legend(found: Comparison, mark: str) -> list[str]:
     elif any(e and e.interval for part in found.figures for row in part.measures.values() for e in row):
         said = "No figure is marked the best: 95 % intervals overlap."
     else:
-        said = "No figure has an interval, so none is marked the best; `align evaluate` gives them."
+        said = "No figure that differs has an interval, so none is marked the best; `align evaluate` gives them."
     return [said, *found.notes]
 
 

@@ -27,7 +27,7 @@ def compared_page(found: Comparison) -> str:
         report={"title": f"{len(found.runs)} runs beside each other"},
         found=found,
         left=left_over(found),
-        legend=" ".join(legend(found, "★")),
+        legend=" ".join(legend(found, "★")).replace("`", ""),
         letters=ascii_uppercase,
         overlaid=plots.overlaid,
     )

@@ -12,13 +12,14 @@ MEANINGS = {
     "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
     "reward/spread": "how far several reward models are apart about an answer, as a standard deviation",
     "reward/NAME": "what one of several rewards gives an answer on average, before its weight",
-    "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all (of kto, what it "
-    "takes off rewards: an estimate on other prompts' answers, often 0)",
+    "kl": "KL: how far the policy has moved from the reference, in nats per answer; 0 is not at all, and the estimate "
+    "may come out a little below (of kto, what it takes off rewards: estimated on other prompts' answers, often 0)",
     "eos_rate": "share of answers that end by themselves, with an end-of-turn token (EOS), before they are cut",
     "length": "tokens of an answer",
     "accuracy": "share of pairs in which the reward model scores the chosen answer higher; 0.5 is chance, and it "
     "begins near 0: at the start all scores are equal, which counts as wrong",
-    "eval/accuracy": "the same on pairs that were not trained on",
+    "eval/accuracy": "share of pairs that were not trained on in which the chosen answer is the better one to the "
+    "model; 0.5 is chance, and where it begins before the first step",
     "margin": "score of the chosen answer less that of the rejected one",
     "rewards/accuracies": "share of pairs in which the chosen answer gained more probability than the rejected one; "
     "0.5 is chance, and with a reference it begins near 0: at the start all are equal, which counts as wrong",
@@ -214,7 +215,7 @@ def others(report: summary.Report) -> str:
     """What the measures are that stand beside the headline and the win rate; empty where there are none."""
     there = [measure for measure in summary.measures(report) if not summary.is_main(report, measure)]
     meant = {
-        "kl": f"is how far answers have moved from {report.reference}, in nats per answer",
+        "kl": f"is how far answers have moved from {report.reference}, in nats per answer, an estimate",
         "eos_rate": "says how many answers end by themselves",
         "length": "is the mean of the answers",
         "loss": "is of texts that were not trained on, in nats per token",

@@ -79,8 +79,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     high."""
     largest = max(abs(low), abs(high))
     if high - low <= 1e-12 * max(largest, SMALLEST):
-        half = largest / 2 if largest > SMALLEST else 0.5
-        low, high = low - half, high + half
+        low, high = (low - largest / 2, high + largest / 2) if largest > SMALLEST else (0.0, 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

@@ -6,13 +6,14 @@ with whatever else its last token holds; `Renderer.answer` leaves it out of the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.ground.progress import Task
+from align.ground.progress import Task, clock, remaining
 
 SLACK = 4
 """Tokens decoded beyond the longest stop string: a decoder may strip a space or lack a part of a character where a
@@ -41,6 +42,10 @@ Told = Callable[[Sequence[int]], None]
 """Told the ids of an answer so far, at each of its tokens. What it raises ends the sampling."""
 
 
+EARLY = 4
+"""Tokens before which their pace says little."""
+
+
 class Growing(Task):
     """Answers under way: how many are whole, and at which of at most `limit` tokens those are that grow in step."""
 
@@ -49,16 +54,23 @@ class Growing(Task):
         self.limit = limit
         self.before, self.whole, self.token = 0, 0, 0
         """Answers of the batches before, those that are whole, and the newest token of the others."""
+        self.first: tuple[float, float] | None = None
+        """Seconds after which the first token was there, and what was done then: prompts are read before it."""
 
     def grow(self, token: int, ended: int, rows: int) -> None:
         """Of a batch of `rows` answers so many have ended, and all others have `token` tokens."""
         self.token = token
         self.whole = self.before + (ended if token < self.limit else rows)
         self.done = self.before + ended + (rows - ended) * token / self.limit
+        self.first = self.first or (time.monotonic() - self.start, self.done)
 
     def parts(self, seconds: float) -> list[str]:
         at = [f"token {self.token:,} of {self.limit:,}"] if self.token else []
-        return [f"{self.whole:,}/{self.total:,.0f} {self.unit}", *at, *super().parts(seconds)[1:]]
+        since, before = self.first or (seconds, self.done)
+        known = [clock(seconds)]
+        if self.done > before and (self.before or self.token >= EARLY):
+            known = remaining((self.total - self.done) * (seconds - since) / (self.done - before))
+        return [f"{self.whole:,}/{self.total:,.0f} {self.unit}", *at, *known, *super().parts(seconds)[2:]]
 
 
 class Ends:

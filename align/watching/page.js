@@ -168,7 +168,7 @@ function folded(answers) {
     if (last?.[1] === text) last[2] = when;
     else found.push([when, text, ""]);
   }
-  return found.map(([from, text, to]) => [to ? `${from} to ${to.replace(/^.* /, "")}` : from, text]);
+  return found.map(([from, text, to]) => [to ? `${from} to ${to}` : from, text]);
 }
 
 function counted(settings) {

@@ -362,6 +362,23 @@ def test_a_default_that_parents_in_the_store_leave_without_effect(pipeline: Pipe
     assert align.run(recipe, pipeline.store, dry_run=True) == {}
 
 
+def test_a_stage_may_name_what_flags_made(pipeline: Pipeline):
+    """By its name in the store, which has no recipe's before it. Negative control: a name that is not there."""
+    pipeline.store.tag("mine", pipeline.made["sft"])
+    recipe = pipeline.recipe.parent / "later.yaml"
+    text = "threads: 1\nprecision: fp32\nstages:\n  dpo: {parent: %s, data: pairs.jsonl, max_steps: 1}\n"
+    recipe.write_text(text % "mine")
+    made = align.run(recipe, pipeline.store)["dpo"]
+    assert made.parents == {"parent": pipeline.made["sft"].digest}
+    recipe.write_text(text % "mime")
+    with pytest.raises(InputError) as error:
+        align.run(recipe, pipeline.store, dry_run=True)
+    assert str(error.value).startswith(f"{recipe}:4: stages.dpo.parent: 'mime' is no name and no digest in ")
+    assert str(error.value).endswith(
+        "; did you mean mine? Nor is it a stage before this one; there are no earlier ones."
+    )
+
+
 def test_a_pulled_store_learns_from_the_recipe_where_the_base_lies(tmp_path: Path):
     """All that was pulled is found done, by a rehearsal and by a run, whole or of the later stage alone. Negative
     control: a recipe that names no base, in a store that was told nothing."""

@@ -174,7 +174,7 @@ def test_a_file_of_another_tool_is_told_of_key_by_key(tmp_path: Path) -> None:
         return [line.removeprefix(f"{path}:") for line in str(error.value).splitlines()]
 
     alone, base, adapter, name = read("lora")
-    assert alone.endswith("; found none. Right beside it as it is, for all stages: learning_rate.")
+    assert alone.endswith("; found none. What may stay as it is, beside `stages` and for all of them: learning_rate.")
     assert base.startswith("1: base_model ") and adapter.startswith("2: adapter: expected a mapping with method, rank")
     assert adapter.endswith('found the text "lora". Write {method: lora}, or nothing: it is the default.')
     assert name.endswith("output_dir of TRL, axolotl and LLaMA-Factory is the stage's key below `stages` here.")

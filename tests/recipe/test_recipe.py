@@ -236,9 +236,8 @@ def test_every_problem_is_told_at_once_in_order(read: Callable[..., Recipe]) -> 
             ":2: stages.sft.learning_rate: expected a number above 0, found nan.",
         ),
         (
-            "stages:\n  sft: {parent: other, data: x.jsonl}\n",
-            ":2: stages.sft.parent: other is not an earlier stage of this recipe; "
-            "name an earlier stage, or an artifact as RECIPE/STAGE or by its digest.",
+            "stages:\n  sft: {base: b, data: x.jsonl}\n  dpo: {parent: sfft, data: x.jsonl}\n",
+            ":3: stages.dpo.parent: sfft is not an earlier stage of this recipe; did you mean sft?",
         ),
         (
             "beta: 1\nstages:\n  sft: {base: x, data: x.jsonl}\n",

@@ -88,15 +88,15 @@ def test_settings_that_differ_and_only_those(store: Store):
     found = compare(store, ["q/dpo.*"])
     assert [run.name for run in found.runs] == [f"q/dpo.beta-{beta}" for beta in BETAS]
     assert found.settings == {"beta": list(BETAS)}
-    # learning_rate, adapter.rank, adapter.targets, seed; stage, version, base; parents and data, which are empty
-    assert found.same == 9 and found.alone == {}
+    # learning_rate, adapter.rank, adapter.targets, seed; stage, version, base; no parents and data, which are none
+    assert found.same == 7 and found.alone == {}
     text = compared_text(found, 80).splitlines()
     at = text.index("settings that differ  A     B    C")
-    assert text[at + 1 : at + 3] == ["beta                  0.05  0.1  0.2", "The same: 9."]
+    assert text[at + 1 : at + 3] == ["beta                  0.05  0.1  0.2", "The same: 7."]
     same = compare(store, ["q/dpo.beta-0.1", store.resolve("q/dpo.beta-0.1").digest])  # the control
     three = compare(store, ["q/dpo.beta-0.1", store.resolve("q/dpo.beta-0.1").digest, "q/dpo.beta-0.2"])
     assert three.settings == {"beta": [0.1, 0.1, 0.2]}, "a value for each run, under one name too"
-    assert same.settings == {} and "No setting differs, of 10 that they share." in compared_text(same, 80)
+    assert same.settings == {} and "No setting differs, of 8 that they share." in compared_text(same, 80)
 
 
 def test_figures_of_a_report_stand_beside_each_other(store: Store):

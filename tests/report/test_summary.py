@@ -533,7 +533,8 @@ def test_legend_explains_rows_and_columns():
 def test_what_stands_beside_the_headline_is_explained():
     """In five lines of what the quickstart measures, and only what is in the tables."""
     assert glossary.others(REPORT) == (
-        "KL is how far answers have moved from sft, in nats per answer. correctness: the mean score of another judge."
+        "KL is how far answers have moved from sft, in nats per answer, an estimate. correctness: the mean score of "
+        "another judge."
     )
     more = {"ppo/eos_rate": 0.99, "ppo/length": 11.0, "ppo/reward": 1.3, "ppo/manners": 0.5}
     full = replace(REPORT, metrics={**REPORT.metrics, **more}, judged=["gold", "correctness", "manners"])

@@ -76,7 +76,7 @@ def test_ls(store: Store):
         ("reward", "reward", "2.0 KiB"),
         ("sft", "adapter", "2.0 KiB"),
     ):
-        created = [made[:10], made[11:16]] if stage == "sft" else ["by", "2026-11-21", "07:25"]  # when it came
+        created = [made[:10], made[11:16]] if stage == "sft" else ["before", "2026-11-21", "07:25"]  # when it came
         expected.append([f"q/{stage}", kind, stage, resolve(store, stage).short, *size.split(), *created])
     assert [line.split() for line in ls_table(store).splitlines()] == expected
     assert ls_table(Store("/nonexistent")) == "/nonexistent holds no named artifact."

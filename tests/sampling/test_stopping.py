@@ -112,3 +112,18 @@ def test_how_far_answers_are_is_told_at_each_token(name: str, tokens: int, monke
     assert sum(ended.values()) == sum(a.ended for several in answers for a in several)
     assert len(ended) == (1 if tokens == 65536 else 3)
     assert any(share > 0 and text.startswith("0/12 answers token ") for share, *_, text in told)
+
+
+def test_the_time_left_is_that_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading prompts takes 20 s, each token 0.1 s: nothing is promised before a few are there, and then what they
+    will take. Negative control: by all the time so far it would be many times that."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    task = Growing(45, 128)
+    for token in range(1, 9):
+        now[0] = 20.0 + 0.1 * token
+        task.grow(token, 0, 45)
+        told = task.parts(now[0] - task.start)
+        assert told[1] == f"token {token} of 128"
+        assert told[2] == ("0:12 left" if token >= 4 else "0:20")
+    assert now[0] / 8 * 120 > 20 * 12

@@ -407,7 +407,8 @@ def test_a_reward_model_from_elsewhere(quantize: str | None, place: Pipeline, tm
     )
     assert refused(there, "ppo", reward=made.digest) == (
         f"reward {made.short} was trained on base {found}, the parent on {base} (not quantised, weights "
-        f"{sft.base['digest'][:12]}). Both are to be on one base: train the reward with --parent set to the same artifact."
+        f"{sft.base['digest'][:12]}). Both are to be on one base: train the reward with --parent set to the same "
+        "artifact."
     )
 
 

@@ -182,3 +182,14 @@ def test_the_last_point_averages_a_whole_interval(pipeline: Pipeline) -> None:
     found = {step: row["loss"] for step, row in rows(pipeline, made).items()}
     assert found == pytest.approx(expected) and made.metrics["loss"] == found[5]
     assert found[5] != pytest.approx((each[4] + each[5]) / 2, rel=1e-4)  # negative control
+
+
+def test_words_that_transformers_takes_for_no_tracker() -> None:
+    """They are said to be that. Negative control: a misspelt tracker."""
+    for word, said in (
+        ("none", "leave it out"),
+        ("all", "name the trackers"),
+        ("tensorbord", "did you mean tensorboard"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tracker_names.check([word])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import math
 import re
@@ -48,6 +49,9 @@ WORDS = {
 }
 """Words in a column's name that say what it holds."""
 CALLED = SYNONYMS | WORDS
+MISSPELT = ("messages", "prompt", "completion", "chosen", "rejected")
+LONG = 5
+"""Letters of a name that may be one of these misspelt."""
 UNWANTED = {"bad", "wrong", "incorrect", "toxic", "harmful", "unsafe", "rejected", "worse", "negative"}
 """Words in the name of a column that says or holds the contrary of what is learnt."""
 IDS = {"id", "ids", "uuid", "guid", "index", "idx"}
@@ -110,7 +114,7 @@ def _sentence(columns: Mapping[str, Sequence[str]], asked: Sequence[str], absent
     if not columns:
         return (f" Where a column of another name holds it, say which: {said}." if asked else "") + lack
     names = {key: first + (f" (or {listed(more)})" if more else "") for key, (first, *more) in columns.items()}
-    if not asked and all(CALLED.get(plain_name(first)) == key for key, (first, *_) in columns.items()):
+    if not asked and all(_called(first, []) == key for key, (first, *_) in columns.items()):
         both = " and ".join(f"{name} to {key}" for key, name in names.items())
         return f" Rename {both}, or say so: {said}.{lack}"
     which = f", and which {'column is' if len(asked) == 1 else 'columns are'} {listed(asked)}" if asked else ""
@@ -124,7 +128,7 @@ def _named_alike(row: Mapping[str, object], names: Sequence[str], missing: Seque
     by_word: list[str] = []
     out: dict[str, list[str]] = {}
     for name in names:
-        key = CALLED.get(plain_name(name))
+        key = _called(name, row[name])
         if key and key in wanted and isinstance(row[name], str | list | None):
             out.setdefault(key, []).append(name)
         elif key is None and name not in KNOWN:
@@ -134,6 +138,16 @@ def _named_alike(row: Mapping[str, object], names: Sequence[str], missing: Seque
         if len(said) == 1 and all(_may_be(key, row[name], missing) for key in said):
             out.setdefault(said.pop(), []).append(name)
     return out
+
+
+def _called(name: str, value: object) -> str | None:
+    """The key of ours that a whole name stands for, also misspelt; a text alone is no whole dialogue."""
+    plain = plain_name(name)
+    if plain in CALLED or name in KNOWN:
+        return CALLED.get(plain)
+    keys = [key for key in MISSPELT if key != "messages" or isinstance(value, list)]
+    near = difflib.get_close_matches(plain, keys, 1, 0.82) if len(plain) >= LONG else []
+    return near[0] if near else None
 
 
 def _may_be(key: str, value: object, missing: Sequence[str]) -> bool:

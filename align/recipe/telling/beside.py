@@ -44,4 +44,9 @@ def without_stages(
         found += wrong
         right += [] if wrong else [key]
     is_of_others = bool(values.keys() - known)
-    return found, f" Right beside it as it is, for all stages: {', '.join(right)}." if right and is_of_others else ""
+    return (
+        found,
+        f" What may stay as it is, beside `stages` and for all of them: {', '.join(right)}."
+        if right and is_of_others
+        else "",
+    )

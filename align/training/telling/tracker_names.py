@@ -25,6 +25,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
 }
 """Tracker -> the packages of which one has to be there, if any."""
+OTHER_WORDS = {
+    "none": "none is what holds where nothing is said: leave it out.",
+    "all": "all is whatever happens to be installed: name the trackers, such as tensorboard.",
+}
+"""What transformers takes in the place of trackers."""
 EXTRAS = ("tensorboard", "wandb")
 """Trackers that an extra of the package of that name brings."""
 
@@ -32,6 +37,8 @@ EXTRAS = ("tensorboard", "wandb")
 def check(names: Sequence[str]) -> None:
     """Raises: InputError for a tracker that transformers does not know, or whose package is not there."""
     for name in names:
+        if name in OTHER_WORDS:
+            raise InputError(f"report_to: {OTHER_WORDS[name]}")
         if name not in PACKAGES:
             near = difflib.get_close_matches(name, PACKAGES, 1, 0.75)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(PACKAGES))}."

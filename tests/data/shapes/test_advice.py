@@ -136,3 +136,13 @@ def test_what_says_the_contrary_is_not_advised(row: dict[str, object], missing: 
     told = advice(row, missing)
     assert said in told and not {"Wrong_Answer", "is_bad", "source"} & {*re.findall(r"\w+", told)}
     assert "--columns.rejected bad_answer" in advice({"prompt": "q", "chosen": "a", "bad_answer": "b"}, ["rejected"])
+
+
+def test_a_key_of_ours_that_is_misspelt() -> None:
+    """It is told to be renamed. Negative controls: a text alone is no whole dialogue, nor is a short word misspelt."""
+    talk = [{"role": "user", "content": ASK}, {"role": "assistant", "content": SAY}]
+    assert advice({"mesages": talk}, BOTH) == " Rename mesages to messages, or say so: --columns.messages mesages."
+    said = advice({"promt": ASK, "complettion": SAY}, BOTH)
+    assert said.startswith(" Rename promt to prompt and complettion to completion, or say so: ")
+    assert "messages" not in advice({"message": ASK, "reply": SAY}, BOTH)
+    assert "Rename" not in advice({"prot": ASK, "comp": SAY}, BOTH)
