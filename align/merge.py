@@ -229,8 +229,8 @@ def verdict_lines(artifact: Artifact) -> list[str]:
         return [f"verdict: {found['verdict']} to the reward ({agreement})", bias]
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
-        f"verdict: {found['verdict']}{against} in fp32 (KL {found['kl']:.1e} nats per token, greedy agreement "
-        f"{found['greedy_agreement']:.2%}, on {measured_on(artifact)})"
+        f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement "
+        f"{found['greedy_agreement']:.2%}, both in fp32, on {measured_on(artifact)})"
     ]
     if quantize:
         kl, agreement = found["quantised/kl"], found["quantised/greedy_agreement"]

@@ -113,12 +113,13 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
         or artifact is first
     ):
         return
+    setting, _, several = role.partition("/")
+    this = f"{setting}: {several} {artifact.short}" if several else f"{role} {artifact.short}"
     if (artifact.base["digest"], artifact.base["quantize"]) != (base.digest, base.quantize):
-        setting, _, several = role.partition("/")
-        this, other = f"{role} {artifact.short}", "the parent"
+        other = "the parent"
         remedy = f"Both are to be on one base: train the {role} with --parent set to the same artifact."
         if several and first is not None:
-            this, other = f"{setting}: {several} {artifact.short}", f"{first.stage} {first.short}"
+            other = f"{first.stage} {first.short}"
             remedy = f"What {setting} names is to be on one base: what is on others has a run of its own."
         raise InputError(
             f"{this} was trained on base {_describe(artifact.base)}, {other} on {_describe(base.manifest())}. {remedy}"
@@ -129,7 +130,7 @@ def check_fits(role: str, artifact: Artifact, base: BaseModel | None, first: Art
         # older artifacts lack some
         if key in first.text and key in artifact.text and first.text[key] != artifact.text[key]:
             raise InputError(
-                f"{role} {artifact.short} has another {what} than {first.stage} {first.short}; train it with --parent "
+                f"{this} has another {what} than {first.stage} {first.short}; train it with --parent "
                 "set to the same artifact."
             )
 

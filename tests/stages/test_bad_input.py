@@ -352,7 +352,7 @@ def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
         "parent: tiny/reward is a reward artifact (stage reward), but dpo needs adapter or model there. It scores what "
         "tiny/sft writes: name that."
     )
-    assert refused(place, "sft", parent="tiny/stf") == settings_error(place, "tiny/stf")
+    assert refused(place, "sft", parent="tiny/stf") == f"parent: {settings_error(place, 'tiny/stf')}"
     assert refused(place, "dpo", data="tiny/sft").startswith(
         "data: tiny/sft is an adapter artifact (stage sft); expected a file or a data artifact"
     )
@@ -361,7 +361,7 @@ def test_parents_of_the_wrong_kind(place: Pipeline) -> None:
 def test_a_peft_folder_is_no_parent(place: Pipeline, tmp_path: Path) -> None:
     folder = place.store.materialise(place.made["sft"], tmp_path / "saved", "adapters/0")
     message = f"{folder} is a folder that PEFT saved, no artifact. Import it first: align import {folder} --base MODEL"
-    assert refused(place, "dpo", parent=folder) == message
+    assert refused(place, "dpo", parent=folder) == f"parent: {message}"
     assert "PEFT" not in refused(place, "dpo", parent=tmp_path)  # negative control: any other folder
 
 

@@ -75,7 +75,7 @@ def test_what_is_trained_is_measured_sampled_and_merged(made: tuple[Path, Store,
     data = {"data": str(folder / "prompts.jsonl"), "texts": str(folder / "rows.jsonl")}
     report = evaluate.run(evaluate.Config(compare=[digest], max_new_tokens=8, **data, **ON_CPU), store)
     model, tokenizer = align.load(digest, store)
-    measured = report.metrics[f"{trained.stage}/loss"]
+    measured = report.metrics[f"{trained.stage}-{digest[:8]}/loss"]
     assert abs(by_transformers(model, tokenizer, SUMS) - measured) < 1e-5
     base: Any = AutoModelForSeq2SeqLM.from_pretrained(folder / "t5", dtype=torch.float32)
     assert abs(by_transformers(base, tokenizer, SUMS) - report.metrics["base/loss"]) < 1e-5

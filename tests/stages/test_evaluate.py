@@ -321,7 +321,7 @@ def test_two_that_would_have_one_name_are_refused(
         pipeline.store.tag(ref, "tiny/dpo")
     for refs, name in (
         (["tiny/sft", "tiny/dpo", "other/sft"], "sft"),
-        ([pipeline.made["dpo"].digest, "tiny/dpo"], "dpo"),
+        (["tiny/dpo", "other/dpo"], "dpo"),
     ):
         with pytest.raises(InputError) as error:
             evaluate.run(config(pipeline, tmp_path, compare=refs), pipeline.store)
@@ -547,7 +547,10 @@ def test_the_base_is_measured_anyway(pipeline: Pipeline, tmp_path: Path) -> None
         evaluate.run(config(pipeline, tmp_path, compare=["base", "tiny/sft"]), pipeline.store)
     assert str(error.value) == f"compare: base is no artifact; {anyway}"
     path = tmp_path / "r.yaml"
-    for name, said in {"base": f": base is no stage; {anyway}", "bas": ": bas is not an earlier stage of this"}.items():
+    for name, said in {
+        "base": f": base is no stage; {anyway}",
+        "sfft": ": sfft is not an earlier stage of this",
+    }.items():
         stages = f"sft: {{data: d.jsonl}}, evaluate: {{compare: [{name}, sft], texts: d.jsonl}}"
         path.write_text(f"base: b\nstages: {{{stages}}}")
         with pytest.raises(InputError) as error:

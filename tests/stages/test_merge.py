@@ -33,7 +33,7 @@ def test_the_export_is_the_policy(pipeline: Pipeline, tmp_path: Path, capsys: py
     out = tmp_path / "exported"
     made = merge.run(merge.Config(parent="tiny/dpo", out=out, threads=1, name="mine/export"), pipeline.store)  # type: ignore[arg-type]
     said = capsys.readouterr().err  # each line says of which stage, as in a recipe others spoke before
-    assert "\nmine/export: verdict: equal in fp32 (KL " in said and "\nverdict: " not in said
+    assert "\nmine/export: verdict: equal (KL " in said and "\nverdict: " not in said
     assert made.metrics["verdict"] == "equal" and made.metrics["greedy_agreement"] == 1.0
     adapters, tokenizer = align.load("tiny/dpo", pipeline.store)
     exported = AutoModelForCausalLM.from_pretrained(out)

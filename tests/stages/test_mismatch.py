@@ -109,7 +109,7 @@ def test_another_text_contract(pipeline: Pipeline, tmp_path: Path) -> None:
             other = twin(pipeline, name, tmp_path / f"{stage}-{name}-{key}", text=text)
             inputs = {"reward": other.digest} if name == "reward" else {"compare": ["tiny/sft", other.digest]}
             calls.append((stage, {**asked[stage], **inputs}))
-            role = "reward" if name == "reward" else "compare/dpo"
+            role = "reward" if name == "reward" else f"compare: dpo-{other.digest[:8]}"
             expected.append(f"{role} {other.short} {message} sft {pipeline.made['sft'].short}; train it with --parent")
     found = refusals(pipeline.store, calls)
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
