@@ -290,7 +290,7 @@ class _Reader:
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
                 wrong = wrong_input(target, stage, order, IsRef in marks)
-                if wrong and (why := getattr(config, "strangers", {}).get(target)):
+                if target not in order and (why := getattr(config, "strangers", {}).get(target)):
                     wrong = f"is no stage; {why} Leave it out."
                 if wrong:
                     self.problem(at, f"{'.'.join(at)}: {target} {wrong}")
