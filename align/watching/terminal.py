@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from align.ground.errors import InputError, Stopped
 from align.ground.progress import clock, cut, fitted, remaining
-from align.ground.terminal import one_line, printable, prose, say
+from align.ground.terminal import counted, one_line, printable, prose, say
 from align.store import LiveRun, Store, live_runs
 from align.store.live import read_live
 from align.store.read import PREFIX, is_name
@@ -228,7 +228,9 @@ def picture(shown: Shown, columns: int, lines: int, others: list[str] | None = N
     height = max(LOWEST, min(HIGHEST, room // down - 2))
     each = width // across - 2
     last = max(shown.step, 1)
-    names = list(shown.curves)[:most]
+    names, hidden = list(shown.curves)[:most], len(shown.curves) - most
+    if hidden:
+        tail.insert(0, cut(f"{counted(hidden, 'curve')} more than fit here; align board shows all", width))
     drawn = []
     for start in range(0, len(names), across):
         panels = [

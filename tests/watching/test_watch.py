@@ -25,10 +25,11 @@ from align.ground.disk import locked
 from align.ground.errors import Stopped
 from align.ground.progress import cells
 from align.report.sketch import sketch
-from align.store import Store
+from align.store import Store, live_runs
 from align.store.live import News
 from align.watching.plot import binned, drawn, number, plot
-from align.watching.terminal import watch
+from align.watching.shown import of_live
+from align.watching.terminal import picture, watch
 from tests.conftest import ROOT, Pipeline, run_align
 from tests.store.conftest import fill, put
 
@@ -113,6 +114,16 @@ def test_it_draws_a_run_until_it_ends(columns: int, tmp_path: Path):
         assert any(metric in line for line in first)
     assert "stopped at step 40 of 100; the same command goes on" in frames[-2]
     assert frames[-1] == "alone ended before it was done.\n"
+
+
+def test_curves_that_do_not_fit_are_counted(tmp_path: Path):
+    """Negative control: a terminal in which all do."""
+    with working(tmp_path, "alone", *METRICS):
+        (run,) = live_runs(Store(tmp_path))
+        for lines, shown in ((14, 4), (60, 1 + len(METRICS))):
+            found = picture(of_live(run), 80, lines)
+            said = f"{1 + len(METRICS) - shown} curves more than fit here; align board shows all"
+            assert len(found) < lines and (said in found) == (shown < 1 + len(METRICS))
 
 
 def test_it_follows_a_recipe_to_its_next_stage(tmp_path: Path):

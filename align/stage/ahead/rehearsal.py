@@ -130,7 +130,7 @@ def amount(bench: Workbench, renderer: Renderer, train: list[Any], held: int, lo
     """Records to train on and optimizer steps; `about`, where rows were not read or may be left out."""
     config, records = bench.config, looked["data"]
     factor = 1.0 if records.whole else records.rows / len(records)
-    some = sample(train)
+    some = train[: FRONT + 1]  # without the longest, which may be left out alone
     try:
         made = len(quietly(lambda: rendered(bench, renderer, some)))
     except NothingLeft:
