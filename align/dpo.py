@@ -53,6 +53,8 @@ SMOOTHED = {"sigmoid", "hinge", "robust", "exo_pair", "aot", "aot_unpaired"}
 """Losses that read label_smoothing."""
 OF_DIFFERENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
 """Losses of what chosen is above rejected, for which alone another divergence means something (as in TRL)."""
+WITH_A_GOAL = {"ipo", "sppo_hard"}
+"""Losses that have a margin to reach, beyond which they rise again."""
 SORTED = ("aot", "aot_unpaired")
 """Losses that sort a whole optimizer step."""
 
@@ -195,18 +197,25 @@ def train(bench: Workbench) -> Outcome:
             examples = dynamic.fill(roles, examples, budget, summed)
         return preference.policy.coupled(roles, examples, budget, sort[0], summed) if sort else examples
 
+    def own_loss(gained: Tensor, lengths: Tensor) -> Tensor:
+        scores = getattr(losses.divergence, config.f_divergence)(gained, config.f_alpha)
+        pairs = losses.preference.Pairs(scores[0::2], scores[1::2], lengths[0::2], lengths[1::2], config.beta)
+        first, *others = (getattr(losses.preference, name)(pairs) * weight for name, weight in config.losses.items())
+        return sum(others, first)
+
     return setup.train_on_pairs(
         bench,
         lambda r, b: loss(r, b, config),
         lambda gained, tokens: config.beta * gained,
         prepare if sort or dynamic else None,
         carried=dynamic,
+        own_loss=own_loss if config.losses.keys() <= WITH_A_GOAL else None,
     )
 
 
 STAGE = Stage(
     "dpo",
-    version=4,
+    version=5,
     config=Config,
     inputs={"parent": ("adapter", "model")},
     work=train,

@@ -195,8 +195,8 @@ def work(bench: Workbench) -> Outcome:
     notes = [
         *dropped,
         *reading.say_seen(bench, "data", prompts, "prompts", [*measured, *scorers]),
-        *reading.say_seen(bench, "texts", texts_read, "prompts of texts", measured),
-        *reading.say_seen(bench, "pairs", pairs_read, "prompts of pairs", rewards),
+        *reading.say_seen(bench, "texts", texts_read, "texts, by their prompts,", measured),
+        *reading.say_seen(bench, "pairs", pairs_read, "pairs, by their prompts,", rewards),
     ]
     held_out, pairs = renderer.conversations(texts_read), renderer.preferences(pairs_read)
     roles = bench.load_base()

@@ -82,7 +82,7 @@ artifacts
   gc                  say what no name reaches any more; --delete removes it
   verify              read the whole store and name what is damaged
   checkout REF DIR    copy its files into a folder
-  push URL [REF …]    send artifacts, with their parents and bases, to s3://…, file://… or hf://user/name
+  push URL [REF …]    send artifacts, with what they were made from, to s3://…, file://… or hf://user/name
   pull URL [REF …]    fetch them from there
   import DIR          take in an adapter that PEFT saved
   locate DIR          tell the store where a base lies now

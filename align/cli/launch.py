@@ -9,6 +9,7 @@ from align.cli import recipes
 from align.cli.flags import Command
 from align.ground import ranks
 from align.ground.errors import InputError
+from align.store import Store
 
 PASSED = ("store", "from_", "until", "memory", "device")
 
@@ -53,7 +54,8 @@ def launch(args: argparse.Namespace) -> None:
         return
     from align import pipeline
 
-    pipeline.load(args.recipe, args.set)  # what is wrong with it is said before any process starts
+    # what is wrong with it is said before any process starts
+    pipeline.load(args.recipe, args.set, store=Store(args.store) if args.store else None)
     from align.parallel import launch
 
     os.environ[ranks.STRAGGLER_TIMEOUT] = args.straggler_timeout

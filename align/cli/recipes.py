@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from align import pipeline
 
     ranks.follow_launcher()
-    _run(args, pipeline.load(args.recipe, args.set))
+    _run(args, pipeline.load(args.recipe, args.set, store=_store(args)))
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def sweep(args: argparse.Namespace) -> None:
     shared, and what is done is skipped."""
     from align import pipeline
 
-    recipe = pipeline.load(args.recipe, sweeps=args.set)
+    recipe = pipeline.load(args.recipe, sweeps=args.set, store=_store(args))
     if not recipe.is_swept:
         raise InputError(
             f"{args.recipe}: nothing is swept. Give several values, as in --set stages.STAGE.SETTING=1,2, or "
@@ -77,11 +77,15 @@ def sweep(args: argparse.Namespace) -> None:
     _run(args, recipe)
 
 
+def _store(args: argparse.Namespace) -> Store | None:
+    return Store(args.store) if args.store else None
+
+
 def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     from align import memory, pipeline
 
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
-    store = Store(args.store) if args.store else pipeline.store_of(recipe)
+    store = _store(args) or pipeline.store_of(recipe)
     how = {"dry_run": args.dry_run, "as_json": args.json}
     unfinished: pipeline.Unfinished | None = None
     with prose() if args.dry_run and not args.json else nullcontext():

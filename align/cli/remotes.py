@@ -56,9 +56,9 @@ def push_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def push(args: argparse.Namespace) -> None:
-    """Send artifacts, with their parents and bases, to a remote; of data that they were trained on goes the digest
-    alone, and a data artifact only where it is named. What is there already is not sent again. To hf://user/name goes
-    one of them, a model or an adapter with its card, as a private repository of the hub."""
+    """Send artifacts, with parents and bases that the store holds, to a remote; of data that they were trained on goes
+    the digest alone, and a data artifact only where it is named. What is there already is not sent again. To
+    hf://user/name goes one of them, a model or an adapter with its card, as a private repository of the hub."""
     from align.report.lists import matching
 
     store = Store(args.store)
@@ -89,8 +89,8 @@ def push_to_hub(args: argparse.Namespace, store: Store) -> None:
 
 
 def pull(args: argparse.Namespace) -> None:
-    """Fetch artifacts, with their parents and bases, from a remote. They are verified before any of them is in the
-    store."""
+    """Fetch artifacts, with parents and bases that it holds, from a remote. They are verified before any of them is in
+    the store."""
     if args.url.startswith(hub.SCHEME):
         name = hub.repository(args.url)
         raise InputError(

@@ -18,6 +18,7 @@ from align.report.summary import may_be_share
 from align.report.text import aligned, fits, fitted
 from align.store import Artifact, Store
 
+CI = "_ci95"
 NOT_NEGATIVE = ("kl", "calibration_error", "length", "perplexity", "grad_norm", "warnings")
 """Figures that are no shares and never below 0."""
 
@@ -60,7 +61,7 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
                 f"{refs[0]} and {ref} differ in their settings {', '.join(differ)}, so they are no two runs of one "
                 f"thing; name artifacts that differ in their seed alone (`align diff {refs[0]} {ref}` shows all)."
             )
-    measured, judged = _by_reports(store, runs)
+    measured, judged = _by_reports(store, runs, [str(ref) for ref in refs])
     figures = [of_report | _numbers(run.metrics) for run, of_report in zip(runs, measured, strict=True)]
     shared = [name for name in figures[0] if all(name in found for found in figures)]
     if not shared:
@@ -68,7 +69,7 @@ def combine(store: Store, refs: Sequence[str | Artifact]) -> tuple[dict[str, Com
             f"{' and '.join(map(str, refs))} have no figure in common, so there is nothing to combine (stage "
             f"{runs[0].stage})."
         )
-    judged |= judged_by(runs[0].config)
+    judged |= _shares(runs)
     found = {}
     for name in shared:
         values = tuple(of_run[name] for of_run in figures)
@@ -80,16 +81,26 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
     return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _by_reports(store: Store, runs: Sequence[Artifact]) -> tuple[list[dict[str, float]], set[str]]:
+def _shares(reports: Sequence[Artifact]) -> set[str]:
+    """What judges measured that may be a share: no interval of it leaves [0, 1]."""
+    found = {name for report in reports for name in judged_by(report.config)}
+    for report in reports:
+        for key, ends in report.metrics.items():
+            if key.endswith(CI) and isinstance(ends, list) and not all(0 <= end <= 1 for end in ends):
+                found.discard(key.removesuffix(CI).rsplit("/", 1)[-1])
+    return found
+
+
+def _by_reports(store: Store, runs: Sequence[Artifact], refs: Sequence[str]) -> tuple[list[dict[str, float]], set[str]]:
     """What named reports measured of each run, by the last part of the report's name, report/gold, or by all of it
-    where two of one part have different values, of which one that measured all runs goes first; and what judges
-    measured."""
+    where two of one part have different values, of which one that measured all runs goes first, then that of the run's
+    own recipe and seed; and what judges measured that may be a share."""
     found: list[dict[str, dict[str, float]]] = [{} for _ in runs]
-    judged: set[str] = set()
+    read: list[Artifact] = []
     for name, report, labels in reports(store):
         for run, of_run in zip(runs, found, strict=True):
             if run.digest in labels:
-                judged |= judged_by(report.config)
+                read.append(report)
                 begin = f"{labels[run.digest]}/"
                 for key, value in _numbers(report.metrics).items():
                     if key.startswith(begin):
@@ -99,13 +110,15 @@ def _by_reports(store: Store, runs: Sequence[Artifact]) -> tuple[list[dict[str, 
     for short in dict.fromkeys(short for of_run in found for short in of_run):
         each = [of_run.get(short, {}) for of_run in found]
         of_all = [report for report in each[0] if all(report in values for values in each)]
-        for values, told in zip(each, figures, strict=True):
-            meant = {values[report] for report in of_all or values}
+        for ref, values, told in zip(refs, each, figures, strict=True):
+            own = f"{ref.rpartition('/')[0]}/{short.partition('/')[0]}/"
+            first = of_all or [report for report in values if report.startswith(own)]
+            meant = {values[report] for report in first or values}
             if len(meant) == 1:
                 told[short] = meant.pop()
-                values = {report: value for report, value in values.items() if of_all and report not in of_all}
+                values = {report: value for report, value in values.items() if first and report not in first}
             told |= values
-    return figures, judged
+    return figures, _shares(read)
 
 
 def _ends(name: str, values: Sequence[float], judged: set[str]) -> tuple[float, float]:

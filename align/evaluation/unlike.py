@@ -13,11 +13,11 @@ from align.store.graph import by_data, data_artifacts
 
 def unlike(store: Store, runs: Sequence[Artifact]) -> list[str]:
     """A sentence on what differs between the first and the others, whose settings are alike; none where nothing does.
-    Parents may differ: every seed has its own."""
+    Parents are held against each other by what made them, too: every seed has its own."""
     look = _Look(store, by_data(data_artifacts(store)))
     found: dict[str, None] = {}
     for run in runs[1:]:
-        differ = [*look.data(runs[0], run), *look.base(runs[0], run)]
+        differ = [*look.data(runs[0], run), *look.base(runs[0], run), *look.parents(runs[0], run)]
         differ += ["text contract"] if run.text != runs[0].text else []
         differ += ["version of the stage"] if run.version != runs[0].version else []
         found |= dict.fromkeys(differ)
@@ -47,13 +47,17 @@ class _Look:
         keys = sorted({*one.config, *other.config} - {"seed"})
         found = [f"{one.stage}.{key}" for key in keys if one.config.get(key) != other.config.get(key)]
         found += [f"version of {one.stage}"] if one.version != other.version else []
-        found += [*self.data(one, other), *self.base(one, other)]
+        found += [*self.data(one, other), *self.base(one, other), *self.parents(one, other)]
+        self.known[pair] = found
+        return found
+
+    def parents(self, one: Artifact, other: Artifact) -> list[str]:
+        found: list[str] = []
         for role in sorted({*one.parents, *other.parents}):
             if role in one.parents and role in other.parents:
                 found += self.artifacts(self.store.load(one.parents[role]), self.store.load(other.parents[role]))
             else:
                 found.append(f"{one.stage}.{role}")
-        self.known[pair] = found
         return found
 
     def data(self, one: Artifact, other: Artifact) -> list[str]:

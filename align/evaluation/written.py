@@ -99,12 +99,12 @@ def write_report(
 
 
 def of_pairs(metrics: Mapping[str, object]) -> list[str]:
-    """How often the reward model is right on held-out pairs; nothing where there are none."""
+    """How often the reward model is right on the pairs that are measured; nothing where there are none."""
     found, pairs = (summary.as_estimate(metrics, f"reward/{name}") for name in ("accuracy", "pairs"))
     if found is None or pairs is None:
         return []
     ends = f" (95%: {summary.interval(found, share=True)})" if found.interval else ""
-    of = counted(round(pairs.value), "held-out pair")
+    of = counted(round(pairs.value), "pair")
     said = (
         f"the reward model scores the chosen answer higher in {summary.number(found.value, share=True)}{ends} of {of}"
     )

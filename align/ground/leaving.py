@@ -45,16 +45,34 @@ class Interrupt(KeyboardInterrupt):
     -m` ends by SIGINT, whatever exit code it is given."""
 
 
+HEARD = threading.Event()
+"""Whether an `Interrupt` was raised: the process is on its way out, whatever became of that."""
+
+
 def hear() -> None:
     """From here on a signal to stop is an `Interrupt`; of SIGINT only where it is answered as Python answers it."""
+    sys.unraisablehook = _unraisable
     as_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     for number in (*([signal.SIGINT] if as_usual else []), *stopping_signals()):
         signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> None:
+    HEARD.set()
     _pass(stopping_signals())  # it is on its way out
     raise Interrupt
+
+
+def check_heard() -> None:
+    """Raises: Interrupt, in the main thread, where one was raised before and was lost, as in a finaliser."""
+    if HEARD.is_set() and threading.current_thread() is threading.main_thread():
+        raise Interrupt
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """An Interrupt that is lost is raised again by what comes next (`check_heard`)."""
+    if not issubclass(lost.exc_type, Interrupt):
+        sys.__unraisablehook__(lost)
 
 
 def deaf() -> None:

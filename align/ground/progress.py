@@ -14,6 +14,7 @@ from typing import Protocol, Self, TypeVar
 from unicodedata import combining, east_asian_width
 
 from align.ground import ranks
+from align.ground.leaving import check_heard
 from align.ground.terminal import SCREEN, columns_of_stderr, on_stderr, redraws
 
 AT_ONCE = 0.5
@@ -58,6 +59,7 @@ class Work:
         """What was done when a line was last written that stands."""
 
     def __enter__(self) -> Self:
+        check_heard()
         _TELLER.begin(self)
         return self
 

@@ -175,7 +175,7 @@ ENDLESS = re.compile(r"\S{400,}")
 """What no message repeats to its end, such as a path of thousands of characters."""
 NEXT = "next: "
 """How a line of commands to copy begins."""
-GOES_ON = "stopped; the same command goes on from what was done"
+GOES_ON = "stopped; the same command goes on from stages that are done and checkpoints, where there are some"
 ANEW = "stopped; nothing unfinished is kept, so the same command starts anew"
 
 
@@ -200,27 +200,33 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             check_words(sys.argv[1:])
             body()
             sys.stdout.flush()
-    except AlignError as error:
-        leaving.flush_stdout()
-        if not (isinstance(error, InputError) and leaving.first_says_it()):
-            tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
-            tell(_laid_out(str(error)))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        leaving.deaf()  # up to the end: Python's own exit would answer them otherwise
-        say(stopped)
-        code = Stopped.exit_code
-    except Exception as error:
-        # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
-        if not (isinstance(error, BrokenPipeError) and leaving.reader_is_gone(sys.stdout)):
-            on_stderr(_told(error))
-            code = InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        code = _end(error, stopped)
     leaving.flush_stdout()
     on_stderr("", end="")  # what libraries printed there may wait still
     leaving.wait_for_none(code, say)
     gc.freeze()  # Python's end would look through all that torch and tokenizers hold, for a second and more
     if code:
         sys.exit(code)
+
+
+def _end(error: Exception | KeyboardInterrupt, stopped: str) -> int:
+    """Say how a command ended that did not do what it was asked for: its exit code."""
+    if isinstance(error, KeyboardInterrupt) or (leaving.HEARD.is_set() and not isinstance(error, Stopped)):
+        leaving.deaf()  # up to the end: Python's own exit would answer them otherwise
+        say(stopped)
+        return Stopped.exit_code
+    if isinstance(error, AlignError):
+        leaving.flush_stdout()
+        if not (isinstance(error, InputError) and leaving.first_says_it()):
+            tell = say if isinstance(error, Stopped) else on_stderr  # ranks stop together, and the first says so
+            tell(_laid_out(str(error)))
+        return error.exit_code
+    # `align ls | head` has done what it could; any other pipe or socket, as to a remote, is an error
+    if isinstance(error, BrokenPipeError) and leaving.reader_is_gone(sys.stdout):
+        return 0
+    on_stderr(_told(error))
+    return InputError.exit_code if getattr(error, "errno", 0) in NO_PATH else AlignError.exit_code
 
 
 @contextmanager

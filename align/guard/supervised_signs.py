@@ -69,7 +69,7 @@ class Course:
 def no_learning(run: Course, limits: Limits) -> str | None:
     """A held-out loss that stays, or pairs that are ordered by chance, half way and later. What gets worse is another
     sign."""
-    if run.done < FEW or run.done < run.steps / 2 or diverged(run, limits):
+    if run.done < FEW or run.done < run.steps / 2 or diverged(run, limits) or _came_back(run, limits):
         return None
     name = next((n for n in ("accuracy", "rewards/accuracies") if n in run.stretches[-1]), None)
     if name is not None:
@@ -91,6 +91,13 @@ def no_learning(run: Course, limits: Limits) -> str | None:
     )
 
 
+def _came_back(run: Course, limits: Limits) -> bool:
+    """Whether a loss was far above that of the start: a run that went astray and came back learnt too fast."""
+    steps = any(stretch["loss"] > (1 + limits.diverged) * run.first for stretch in run.stretches)
+    looks = [row["loss"] for row in run.held_out]
+    return steps or any(loss > (1 + limits.held_out) * looks[0] for loss in looks)
+
+
 def diverged(run: Course, limits: Limits) -> str | None:
     """A loss that is higher than before anything was trained."""
     now = run.mean("loss", 0.25)
@@ -103,8 +110,9 @@ def held_out(run: Course, limits: Limits) -> str | None:
     """A model that gets worse on what it is not trained on."""
     if len(run.held_out) < 2:
         return None
-    best, now = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1]
-    if now["loss"] <= (1 + limits.held_out) * best["loss"]:
+    best, now, start = min(run.held_out[:-1], key=lambda row: row["loss"]), run.held_out[-1], run.held_out[0]
+    above_start = now["step"] == run.steps and now["loss"] > (1 + limits.no_learning) * start["loss"]
+    if now["loss"] <= (1 + limits.held_out) * best["loss"] and not above_start:
         return None
     return f"the loss of held-out records is {now['loss']:.4g}; at step {best['step']:.0f} it was {best['loss']:.4g}"
 

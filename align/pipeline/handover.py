@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from align import recipe as recipes
@@ -35,19 +36,28 @@ class _Settings(Mapping[str, type[StageConfig]]):
         return len(in_recipes())
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and check which stage hands what to which.
+def load(
+    path: str | Path, overrides: Sequence[str] = (), sweeps: Sequence[str] = (), store: Store | None = None
+) -> Recipe:
+    """Read a recipe and check which stage hands what to which. `store`, if another one than the recipe says, has what
+    stages name beside each other.
 
     Raises: InputError telling all that is wrong, and with it which data files are not there.
     """
     try:
-        recipe = recipes.load_recipe(path, _Settings(), overrides, sweeps)
+        recipe = recipes.load_recipe(path, _Settings(), overrides, sweeps, partial(_is_known, store))
         problems = [line for name in recipe.stages for line in _problems(recipe, name)]
     except recipes.Misread as error:
         recipe, problems = error.recipe, str(error).splitlines()
     if problems:
         raise InputError("\n".join(dict.fromkeys([*problems, *_missing(recipe)])))
     return recipe
+
+
+def _is_known(store: Store | None, name: str, place: object) -> bool:
+    """Whether an artifact has this name in `store`, else in the one that lies at `place`, or in the default one."""
+    there = store or Store(place if isinstance(place, str) else None)
+    return (there.path / "refs" / name).is_file()
 
 
 def _missing(recipe: Recipe) -> Iterator[str]:

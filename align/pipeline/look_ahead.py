@@ -33,8 +33,8 @@ from align.stage.question import Question, prepare, settings_of
 from align.store import Artifact
 from align.training.telling import tracker_names
 
-NO_NAME = "is no name and no digest"
-"""What a store says of what it does not have."""
+ASKED_FOR = re.compile(r"'(?P<name>[^'/]+)' is no name and no digest")
+"""What a store says of a name without a recipe's before it that it does not have."""
 ABOUT = re.compile(r"(?P<setting>[\w.]+)(/\S+)?(: | is )")
 """What is said of a setting, or of one of the files in it."""
 
@@ -156,7 +156,9 @@ def _is_row(line: str, file: str) -> bool:
 def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str) -> str:
     """What earlier stages have to do with an `error` that a name or a file is not there."""
     earlier = [entry.stage for entry in takewhile(lambda entry: entry.name != name, recipe.stages.values())]
-    if NO_NAME in error:
+    if lost := ASKED_FOR.search(error):
+        if near := nearest(lost["name"], earlier):
+            return f" Or did you mean {near}, an earlier stage?"
         known = f"the earlier ones are {', '.join(dict.fromkeys(earlier))}" if earlier else "there are no earlier ones"
         return f" Nor is it a stage before this one; {known}."
     gone = [Path(value).name for value in map(str, given.values()) if f"no file {value}" in error]

@@ -71,7 +71,7 @@ def run(
     Raises: InputError for whatever can be found wrong before the first stage runs; what a stage raises, in a recipe
         with sweeps Unfinished, which holds what was made.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides, store=store)
     earlier, names = _cut(recipe, from_, until)
     _check_laid_over(recipe, names)
     store = store or store_of(recipe)

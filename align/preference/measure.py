@@ -22,6 +22,12 @@ tokens."""
 
 def implicit_rewards(roles: Roles, examples: Sequence[Example], budget: int, reward: ImplicitReward) -> list[float]:
     """The implicit reward of every sequence, in the order of the examples and within them."""
+    return reward(*gained(roles, examples, budget)).tolist()
+
+
+def gained(roles: Roles, examples: Sequence[Example], budget: int) -> tuple[Tensor, Tensor]:
+    """Every completion's log-probs in nats, less the reference's where there is one (S), and its tokens (S), in the
+    order of the examples and within them."""
     policy = measures.passes.sequence_logprobs(roles, "policy", examples, budget)
     logprobs, lengths = [], []
     for example, rows in zip(examples, policy, strict=True):
@@ -30,7 +36,12 @@ def implicit_rewards(roles: Roles, examples: Sequence[Example], budget: int, rew
             sums = [p - r.sum() for p, r in zip(sums, example.columns["ref_logprobs"], strict=True)]
         logprobs += [float(s) for s in sums]
         lengths += [sum(counts) for counts in example.supervised]
-    return reward(torch.tensor(logprobs, dtype=torch.float64), torch.tensor(lengths)).tolist()
+    return torch.tensor(logprobs, dtype=torch.float64), torch.tensor(lengths)
+
+
+def untrained(own_loss: ImplicitReward) -> float:
+    """A loss of pairs before the first step, where nothing is gained on the reference."""
+    return float(own_loss(torch.zeros(2, dtype=torch.float64), torch.ones(2)).mean())
 
 
 def pair_metrics(examples: Sequence[Example], held_out: Sequence[Example], rewards: list[float]) -> Json:

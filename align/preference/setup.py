@@ -33,10 +33,12 @@ def train_on_pairs(
     prepare: Callable[[Roles, list[Example]], list[Example]] | None = None,
     reference: bool = True,
     carried: Remembering | None = None,
+    own_loss: ImplicitReward | None = None,
 ) -> Outcome:
     """The work of stages that learn from pairs, against the parent as `reference` or without one: an `adapter`
     artifact. `prepare` fills the pairs of a step just before it is taken, and `carried` is what that
-    remembers of steps."""
+    remembers of steps. `own_loss` gives the losses (P) of held-out pairs where that of their order would mislead, as
+    one that has a margin to reach."""
     budget, renderer = bench.config.tokens_per_microbatch, bench.load_renderer()
     records, held_out_records = reading.split(bench)
     examples, held_out = renderer.preferences(records), renderer.preferences(held_out_records)
@@ -51,11 +53,13 @@ def train_on_pairs(
         examples, held_out = against_reference(bench, roles, examples, held_out)
 
     def found(some: Sequence[Example]) -> supervised.Figures:
-        return supervised.pair_figures(preference.measure.implicit_rewards(roles, some, budget, reward))
+        gained, lengths = preference.measure.gained(roles, some, budget)
+        own = {"loss": float(own_loss(gained, lengths).mean())} if own_loss else {}
+        return {**supervised.pair_figures(reward(gained, lengths).tolist()), **own}
 
-    guard = supervised.Guard(
-        bench.config, bench.title, roles, held_out, found, supervised.UNTRAINED if reference else None
-    )
+    own = {"loss": preference.measure.untrained(own_loss)} if own_loss else {}
+    at_start = {**supervised.UNTRAINED, **own} if reference else None
+    guard = supervised.Guard(bench.config, bench.title, roles, held_out, found, at_start)
 
     def filled(some: list[Example], step: int) -> list[Example]:
         now = some if moving is None else against_moved(roles, moving, some, step, budget)

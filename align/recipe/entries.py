@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,10 +16,13 @@ from align.recipe.document import Document
 from align.recipe.effect import reason
 from align.recipe.mixture import handed
 from align.recipe.settings import Settings, StageConfig, files_of
-from align.recipe.sweep import KEY
+from align.recipe.sweep import KEY, filled
 from align.recipe.telling import problems as words
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}", re.ASCII)
+
+Known = Callable[[str, object], bool]
+"""Whether an artifact has a name in the store at a place, None for the default one."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,22 @@ def laid_over(config: type[Settings], defaults: Mapping[str, object], own: Mappi
     return config.listed(out)
 
 
+def as_written(
+    document: Document,
+    stage: str,
+    config: type[Settings],
+    defaults: Collection[str],
+    chosen: Mapping[words.Path, object],
+) -> Json:
+    """A stage's settings as they stand in the file, without what --set says, over the defaults of these names; `chosen`
+    in the place of sweeps."""
+    written: dict[str, Any] = document.written
+    stages = written["stages"] if isinstance(written.get("stages"), dict) else {}
+    own = {key: value for key, value in (stages.get(stage) or {}).items() if key != "kind"}
+    general = filled({key: value for key, value in written.items() if key in defaults}, chosen)
+    return laid_over(config, general, filled(own, chosen, ("stages", stage)))
+
+
 def reaches(path: words.Path, config: type[Settings], defaults: Json, own: Json) -> bool:
     """Whether a stage takes the default that stands at `path`, and does not set it itself."""
     key, *inner = path
@@ -179,8 +199,9 @@ def stage_as_base(
     return [(("base",), text)]
 
 
-def wrong_input(target: str, stage: str, order: list[str], is_ref: bool) -> str | None:
-    """Why a stage cannot name this one, in words; None where it can, or where it means something else."""
+def wrong_input(target: str, stage: str, order: list[str], is_ref: bool, is_known: Callable[[str], bool]) -> str | None:
+    """Why a stage cannot name this one, in words; None where it can, or where it means something else, as a name that
+    `is_known` to the store does."""
     if target == stage:
         return "is this stage itself; name an earlier one."
     earlier = order[: order.index(stage)]
@@ -189,7 +210,7 @@ def wrong_input(target: str, stage: str, order: list[str], is_ref: bool) -> str 
     file, _, weight = target.rpartition("=")
     if not is_ref and file in order:
         return f"is how a command line says it; here it is {{file: {file}, weight: {weight}}}."
-    if not is_ref or _is_artifact(target):
+    if not is_ref or _is_artifact(target) or is_known(target):
         return None
     guess = words.nearest(target, earlier)  # what is like none may be a name of the store
     return f"is not an earlier stage of this recipe; did you mean {guess}?" if guess else None

@@ -24,8 +24,10 @@ from align.recipe.document import Document, lay_over, read_yaml
 from align.recipe.effect import as_defaults, idle, set_aside
 from align.recipe.entries import (
     Entry,
+    Known,
     Recipe,
     Takers,
+    as_written,
     has_effect,
     laid_over,
     reaches,
@@ -46,12 +48,14 @@ def load_recipe(
     kinds: Mapping[str, type[StageConfig]],
     overrides: Sequence[str] = (),
     sweeps: Sequence[str] = (),
+    known: Known = lambda *_: False,
 ) -> Recipe:
     """Read a recipe, `overrides` such as "stages.dpo.beta=0.2" and `sweeps` such as "stages.dpo.beta=0.1,0.2" laid over
     it.
 
     Args:
         kinds: the settings of every kind of stage.
+        known: whether an artifact has a name, in the store that the recipe says, if any.
     Raises: InputError with a line for each problem.
     """
     document = read_yaml(path)
@@ -59,7 +63,7 @@ def load_recipe(
         lay_over(document, override)
     for override in sweeps:
         lay_over(document, override, swept=True)
-    return _Reader(document, kinds).recipe()
+    return _Reader(document, kinds, known).recipe()
 
 
 class Misread(InputError):
@@ -73,8 +77,9 @@ class Misread(InputError):
 class _Reader:
     """One recipe on its way from values to stages; problems are gathered and told at the end."""
 
-    def __init__(self, document: Document, kinds: Mapping[str, type[StageConfig]]) -> None:
+    def __init__(self, document: Document, kinds: Mapping[str, type[StageConfig]], known: Known) -> None:
         self.document = document
+        self.known = lambda name: known(name, document.values.get("store"))
         self.kinds = kinds
         self.found: dict[str, None] = {}
         self.strange: list[str] = []
@@ -183,7 +188,7 @@ class _Reader:
         usable = {key: value for key, value in self.defaults.items() if key in config.model_fields}
         if own.get("parent") is not None:
             usable.pop("base", None)
-        first = {path: values[0] for path, values in self.sweep.axes.items() if values}
+        first = self.sweep.first
         given = laid_over(config, filled(usable, first), filled(own, first, ("stages", stage)))
         # a stage that is named alone is one run of it, even where several may be given
         fields = {key: field for key, field in config.model_fields.items() if isinstance(given.get(key), list)}
@@ -258,16 +263,11 @@ class _Reader:
     ) -> list[tuple[words.Path, str]]:
         """Settings of a stage without effect. Those of the file to which --set leaves none give way to it."""
         lines, at = self.document.lines, ("stages", stage)
-        laid = {path for path in lines if path[:2] == at and lines[path].startswith("--set")}
-        before: dict[str, Any] = self.document.written
-        stages = before["stages"] if isinstance(before.get("stages"), dict) else {}
-        own = {key: value for key, value in (stages.get(stage) or {}).items() if key != "kind"}
-        first = {path: values[0] for path, values in self.sweep.axes.items() if values}
-        general = filled({key: value for key, value in before.items() if key in defaults}, first)
+        laid = {path for path in lines if lines[path].startswith("--set") and (path[:2] == at or path[0] in defaults)}
+        before = as_written(self.document, stage, type(settings), defaults, self.sweep.first) if laid else {}
         found = []
         for path, text in idle(settings, None, spell):
-            alone = laid and (*at, *path) not in laid
-            if alone and has_effect(path, type(settings), laid_over(type(settings), general, filled(own, first, at))):
+            if laid and (*at, *path) not in laid and has_effect(path, type(settings), before):
                 set_aside(settings, path)
             else:
                 found.append((path, text))
@@ -289,7 +289,7 @@ class _Reader:
                 values = [v.get("file") if isinstance(v, dict) else v for v in values]
             targets = [v for v in values if isinstance(v, str)]
             for target in targets:
-                wrong = wrong_input(target, stage, order, IsRef in marks)
+                wrong = wrong_input(target, stage, order, IsRef in marks, self.known)
                 if target not in order and (why := getattr(config, "strangers", {}).get(target)):
                     wrong = f"is no stage; {why} Leave it out."
                 if wrong:

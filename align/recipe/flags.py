@@ -264,6 +264,8 @@ class _Command(Generic[C]):
             group = words.group_of(field) if field else None
             if origin(path):
                 return ".".join(path)
+            if lines and path not in self.values:  # as the file is to have it
+                return f"{path[0]}: {{{path[1]}: …}}" if len(path) == 2 else path[0]
             is_short = group is not None and path[1:] == (group.shorthand,) and self.spelt.get(path) != ".".join(path)
             return f"--{'.'.join(path[:1] if is_short else path)}"
 

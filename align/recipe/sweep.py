@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -52,8 +51,6 @@ class Sweep:
 
     def __init__(self, axes: Mapping[words.Path, Sequence[object]], file: str) -> None:
         self.axes, self.file = axes, file
-        ends = Counter(path[-1] for path in axes if _in_stage(path))
-        self.labels = {path: path[-1] if ends[path[-1]] < 2 else ".".join(path[1:]) for path in axes}
         self.slugs = {path: slugs(values) for path, values in axes.items()}
         self.rank = {path: i for i, path in enumerate(axes)}
         self.made: dict[str, dict[Choice, str]] = {}
@@ -64,6 +61,11 @@ class Sweep:
         self._check(math.prod(len(self.axes[path]) for path in paths))
         places = [[(path, place) for place in range(len(self.axes[path]))] for path in paths]
         return map(frozenset, itertools.product(*places))
+
+    @property
+    def first(self) -> dict[words.Path, object]:
+        """The first value of each."""
+        return {path: values[0] for path, values in self.axes.items() if values}
 
     def values(self, choice: Choice) -> dict[words.Path, object]:
         return {path: self.axes[path][place] for path, place in choice}
@@ -91,11 +93,9 @@ class Sweep:
         return found
 
     def name(self, stage: str, choice: Choice) -> str:
-        """What the run of a stage is called."""
-        parts = {
-            path: f"{self.labels[path]}-{self.slugs[path][place]}"
-            for path, place in sorted(choice, key=lambda at: self.rank[at[0]])
-        }
+        """What the run of a stage is called: what else the recipe sweeps does not matter."""
+        places = dict(sorted(choice, key=lambda at: self.rank[at[0]]))
+        parts = {path: f"{_label(path, stage, places)}-{self.slugs[path][place]}" for path, place in places.items()}
         first = ".".join(part for path, part in parts.items() if not _in_stage(path))
         last = ".".join([stage, *(part for path, part in parts.items() if _in_stage(path))])
         return f"{first}/{last}" if first else last
@@ -110,7 +110,7 @@ class Sweep:
 
     def _check(self, runs: int) -> None:
         if self.axes and runs > RUNS_LIMIT:
-            swept = ", ".join(f"{self.labels[path]} has {len(values)} values" for path, values in self.axes.items())
+            swept = ", ".join(f"{'.'.join(path)} has {len(values)} values" for path, values in self.axes.items())
             raise InputError(
                 f"{self.file}: its sweeps are more than {RUNS_LIMIT} runs ({swept}), and a recipe has at most "
                 f"{RUNS_LIMIT}. Give fewer values, or sweep one setting after the other."
@@ -182,6 +182,15 @@ def _slug(text: str) -> str:
     text = re.sub(r"\.{2,}", ".", re.sub(r"(?<=\de)\+", "", text))  # 1e+30 is not to be taken for 1e-30
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text, flags=re.ASCII)
     return found.rstrip("-.") if re.match(r"-?\d", found) else found.strip("-.")
+
+
+def _label(path: words.Path, stage: str, beside: Collection[words.Path]) -> str:
+    """A swept setting in the name of a run of a stage: by its end alone, unless another of the run's settings ends
+    so, too; the stage's own goes before those of stages that it builds on."""
+    alike = [other for other in beside if _in_stage(other) and other[-1] == path[-1]]
+    own = [other for other in alike if other[1] == stage]
+    is_alone = not _in_stage(path) or len(alike) == 1 or own == [path]
+    return path[-1] if is_alone else ".".join(path[1:])
 
 
 def _in_stage(path: words.Path) -> bool:

@@ -104,8 +104,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         for artifact, one, other in zip(artifacts, measured, histories, strict=True)
     )
     measured, histories = [_without(mixed, one) for one in measured], [_without(mixed, one) for one in histories]
-    one = len({artifact.digest for artifact in artifacts}) == 1
-    own = _figures("of each run", measured, _judged(artifacts), one_artifact=one)
+    own = _figures("of each run", measured, _judged(artifacts), artifacts)
     if differ.keys() & HELD_OUT_BY or any(artifact.data != artifacts[0].data for artifact in artifacts):
         own = replace(own, best={})  # each was measured on records of its own
     return Comparison(
@@ -113,7 +112,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
         differ,
         same,
         alone,
-        [*_reports(store, artifacts, one_artifact=one), own],
+        [*_reports(store, artifacts), own],
         {key: [of[key] for of in paid] for key in COSTS if any(of[key] is not None for of in paid)},
         _curves(histories),
         [
@@ -210,15 +209,19 @@ def _measured(artifact: Artifact, prefix: str = "") -> dict[str, Estimate]:
     return {name: estimate for name, estimate in found.items() if estimate}
 
 
-def _figures(where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str], *, one_artifact: bool) -> Figures:
+def _figures(
+    where: str, several: Sequence[Mapping[str, Estimate]], judged: set[str], artifacts: Sequence[Artifact]
+) -> Figures:
     """Measures that two runs have or more, and by which these are not equal in the digits that are shown; of one
     artifact under several names all."""
     rows = {name: [one.get(name) for one in several] for name in dict.fromkeys(key for one in several for key in one)}
     shared = {name: row for name, row in rows.items() if sum(map(bool, row)) > 1}
     differ = {n: row for n, row in shared.items() if not equal([(number(e.value), interval(e)) for e in row if e])}
-    if one_artifact:
+    if len({artifact.digest for artifact in artifacts}) == 1:
         differ = shared
-    best = {name: place for name, row in differ.items() if (place := surely_best(name, row, judged)) is not None}
+    again = {i for i, artifact in enumerate(artifacts) if artifact in artifacts[:i]}  # by another name
+    once = {name: [None if i in again else e for i, e in enumerate(row)] for name, row in differ.items()}
+    best = {name: place for name, row in once.items() if (place := surely_best(name, row, judged)) is not None}
     return Figures(where, differ, best, len(shared) - len(differ))
 
 
@@ -249,13 +252,13 @@ def _judged(artifacts: Sequence[Artifact]) -> set[str]:
     return {judge for artifact in artifacts for judge in judged_by(artifact.config)}
 
 
-def _reports(store: Store, artifacts: Sequence[Artifact], *, one_artifact: bool) -> list[Figures]:
+def _reports(store: Store, artifacts: Sequence[Artifact]) -> list[Figures]:
     """What named reports measured of two or more of the artifacts."""
     found = []
     for name, report, labels in reports(store):
         several = [_measured(report, f"{labels[a.digest]}/") if a.digest in labels else {} for a in artifacts]
         if sum(map(bool, several)) > 1:
-            found.append(_figures(f"by {name}", several, _judged([report]), one_artifact=one_artifact))
+            found.append(_figures(f"by {name}", several, _judged([report]), artifacts))
     return found
 
 

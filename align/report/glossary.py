@@ -97,7 +97,7 @@ def by_importance(names: Iterable[str]) -> list[str]:
 def kind_of(name: str, stage: str, loss: object = None) -> str:
     """What a stage's figure is of, beside its name: only those of one kind are laid over each other. "" where the name
     says it all. `loss` is the setting."""
-    if name in ("loss", "eval/loss"):
+    if name in ("loss", "eval/loss", "best/loss"):
         return f"{stage}, {loss}" if loss and loss != stage else stage
     if name in ("kl", "eval/kl"):
         return f"{stage}, {KL_OF[stage]}" if stage in KL_OF else "of rollouts"

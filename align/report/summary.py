@@ -167,9 +167,10 @@ def label(name: str) -> str:
 
 
 def is_share(report: Report, measure: str) -> bool:
-    """Whether a measure is shown in %: it may be a share, and no value is outside [0, 1]."""
-    found = [estimate(report, name, measure) for name in rows(report)]
-    return may_be_share(measure, report.judged) and all(0 <= e.value <= 1 for e in found if e)
+    """Whether a measure is shown in %: it may be a share, and no value and no end of an interval is outside [0, 1]."""
+    found = (e for name in rows(report) if (e := estimate(report, name, measure)))
+    values = [value for e in found for value in (e.value, *(e.interval or ()))]
+    return may_be_share(measure, report.judged) and all(0 <= value <= 1 for value in values)
 
 
 def may_be_share(measure: str, judged: Collection[str]) -> bool:
@@ -229,8 +230,7 @@ def sentences(report: Report) -> list[str]:
     """A verdict: the best stage by the headline measure and its equals, how often they win against the reference,
     whether that is surely more than half, and which other judge finds them worse. Every value with its interval. None
     where the stages have no headline measure."""
-    first = leaders(report)
-    if not first:
+    if not (first := leaders(report)):
         return []
     rivals = [name for name in first if name != report.reference]
     best = _best(report, first)
@@ -253,7 +253,7 @@ def _best(report: Report, first: Sequence[str]) -> str:
     listed = _some(figures, len({*first} - has.keys()), ", ")  # each of these has a place of its own
     how = "not told apart as their intervals overlap" if any(found[name].interval for name in first) else "and equal"
     text = f"Best {by}, {how}: {listed}" if len(first) > 1 else f"Best {by}: {listed}"
-    text += "".join(f"; {n} has {figure}{', not told apart' * (n in near)}" for n, figure in has.items())
+    text += "".join(f"; {n} has {figure}{', not told apart from the best' * (n in near)}" for n, figure in has.items())
     return f"{text}; no other stage is better." if [*first] == [reference] and not has else f"{text}."
 
 

@@ -103,7 +103,8 @@ class Setup:
         at_least = "at least " if bench.config.max_approx_kl is not None else ""
         rollouts = f"{at_least}{counted(source.rollouts, 'rollout')} of {counted(bench.config.rollout_size, 'sample')}"
         steps = counted(source.steps, "optimizer step")
-        say(f"{bench.title}: {counted(len(self.prompts), 'prompt')}, {rollouts}, {steps}")
+        alone = "; its figures are of answers sampled before the first step" if source.rollouts == 1 else ""
+        say(f"{bench.title}: {counted(len(self.prompts), 'prompt')}, {rollouts}, {steps}{alone}")
         more: Any = {"title": bench.title, "checkpoints": bench.checkpoints, "show": ("reward/mean", "kl", "eos_rate")}
         with rl.server.sampler.closing(source.sampler):
             made = training.trainer.fit(self.roles, loss, source, bench.config, **more, sometimes_idle=sometimes_idle)

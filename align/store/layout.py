@@ -111,10 +111,12 @@ class StoreLayout:
 
     def label(self, artifact: Artifact | str) -> str:
         """How to call an artifact, or the digest of a lost one, in a message: the ref that it was asked for by, else
-        its first one, else stage and short digest."""
+        one of the recipes that were asked for, else its first one, else stage and short digest."""
         stage = artifact.stage if isinstance(artifact, Artifact) else "the stage that made"
         names, called = self.names(artifact), self.called.get(str(artifact))
-        return called if called in names else next(iter(names), f"{stage} {str(artifact)[:12]}")
+        recipes = {name.partition("/")[0] for name in self.called.values()}
+        near = [name for name in names if name.partition("/")[0] in recipes]
+        return called if called in names else next(iter([*near, *names]), f"{stage} {str(artifact)[:12]}")
 
     def rerun(self, *artifacts: Artifact | str) -> str:
         """The remedy for what stages wrote: forget that they are done and run them again, which writes their files

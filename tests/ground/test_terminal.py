@@ -27,7 +27,10 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals):
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == "stopped; the same command goes on from what was done\n"
+    assert (
+        process.communicate(timeout=60)[1]
+        == "stopped; the same command goes on from stages that are done and checkpoints, where there are some\n"
+    )
     assert process.returncode == Stopped.exit_code
 
 
@@ -44,7 +47,37 @@ def test_two_signals_at_once_end_a_command_as_one_does(ignored: bool):
     program += f"guarded(lambda: exec({work!r}))"
     ended = subprocess.run([sys.executable, "-c", program], timeout=60, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == Stopped.exit_code and ("race" in ended.stderr) == ignored
-    assert ignored or ended.stderr == "stopped; the same command goes on from what was done\n"
+    assert (
+        ignored
+        or ended.stderr
+        == "stopped; the same command goes on from stages that are done and checkpoints, where there are some\n"
+    )
+
+
+LOST = {
+    "in a finaliser": "class Lost:\n    def __del__(self): os.kill(os.getpid(), signal.SIGINT); time.sleep(0)\nLost()",
+    "in an import": "try: os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
+    "except BaseException as error: raise ImportError('broken') from error",
+    "none": "raise ImportError('broken')",
+}
+"""Where Ctrl-C comes -> what happens then."""
+
+
+@pytest.mark.parametrize("comes", LOST)
+def test_an_interrupt_that_is_lost(comes: str):
+    """Python swallows it in a finaliser, libraries take it for an error of an import: the command ends all the same,
+    by what comes next, as it does elsewhere. The control is such an error by itself."""
+    body = f"{LOST[comes]}\nwith Work('more'): print('went on')"
+    program = (
+        "import os, signal, time\nfrom align.ground.progress import Work\nfrom align.ground.terminal import guarded\n"
+    )
+    program += f"guarded(lambda: exec({body!r}, globals()))"
+    ended = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    stopped = "stopped; the same command goes on from stages that are done and checkpoints, where there are some\n"
+    if comes == "none":
+        assert ended.returncode == 1 and "ImportError: broken" in ended.stderr
+    else:
+        assert (ended.returncode, ended.stdout, ended.stderr) == (Stopped.exit_code, "", stopped)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
@@ -59,7 +92,10 @@ def test_a_signal_amid_exec_ends_with_75(number: signal.Signals | None, tmp_path
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ended = subprocess.run([sys.executable, "-m", "works"], env=environment, timeout=60, stderr=subprocess.PIPE)
     assert ended.returncode == (Stopped.exit_code if number else -signal.SIGINT)
-    assert ended.stderr == b"stopped; the same command goes on from what was done\n"
+    assert (
+        ended.stderr
+        == b"stopped; the same command goes on from stages that are done and checkpoints, where there are some\n"
+    )
 
 
 @pytest.mark.parametrize("nohup", [False, True])
@@ -162,7 +198,10 @@ def test_a_second_signal_changes_nothing(at_once: bool):
     said = "" if at_once else process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     said += process.communicate(timeout=60)[1]
-    assert (process.returncode, said) == (Stopped.exit_code, "stopped; the same command goes on from what was done\n")
+    assert (process.returncode, said) == (
+        Stopped.exit_code,
+        "stopped; the same command goes on from stages that are done and checkpoints, where there are some\n",
+    )
 
 
 def shell(program: str, ends: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

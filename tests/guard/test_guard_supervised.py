@@ -67,13 +67,16 @@ def losses(*values: float) -> list[dict[str, float]]:
 
 def test_a_held_out_loss_that_stays(tmp_path: Path) -> None:
     """Half way it has to be 1 % below the start. What rose has learnt something, so that a higher learning_rate is no
-    remedy."""
+    remedy: at the end, it is worse than before."""
     # seen at the next stretch's end
     assert watched(flat(), looks=losses(2.0, 1.99, 1.5), folder=tmp_path) == [("no_learning", 55)]
     assert watched(flat(), looks=losses(2.0, 1.97, 1.5), folder=tmp_path) == []
     assert watched(flat(), looks=losses(2.0, 1.97, 1.99), folder=tmp_path) == [("no_learning", 100)]
     assert watched(flat(), looks=losses(2.0, 2.01, 2.0), folder=tmp_path) == [("no_learning", 55)]
-    assert watched(flat(), looks=losses(2.0, 2.05, 2.05), folder=tmp_path) == []
+    assert watched(flat(), looks=losses(2.0, 2.05, 2.05), folder=tmp_path) == [("held_out", 100)]
+    assert watched(flat(), looks=losses(2.0, 2.05, 2.015), folder=tmp_path) == [("no_learning", 100)]
+    # far off in between: learnt, and too fast
+    assert watched(flat(), looks=losses(2.0, 2.2, 2.0), folder=tmp_path) == [("held_out", 50)]
     assert watched(flat(9), looks=losses(2.0, 2.0, 2.0), folder=tmp_path) == []  # too short to tell
     assert watched(flat(), folder=tmp_path) == []  # nothing is held out
     assert watched(flat(), looks=losses(2.0, 1.99, 1.5), folder=tmp_path, no_learning=0.001) == []

@@ -100,14 +100,15 @@ def test_beside_stages_the_recipe_runs_once_for_each_value(read: Read) -> None:
 
 
 def test_several_sweeps_are_their_product(read: Read) -> None:
-    """Equal settings of two stages are told apart by the stage; what depends on neither is one run."""
+    """Equal settings of two stages are told apart by the stage where one run has both, and a run that has one is called
+    as without the other sweep; what depends on neither is one run."""
     recipe = read(sweeps=["seed=1,2", "stages.after.beta=1,2"])
     assert [name for name, run in recipe.stages.items() if run.stage == "dpo"] == [
-        f"seed-{seed}/dpo.dpo.beta-{beta}" for seed in (1, 2) for beta in (0.05, 0.1, 0.2)
+        f"seed-{seed}/dpo.beta-{beta}" for seed in (1, 2) for beta in (0.05, 0.1, 0.2)
     ]
     after = [name for name, run in recipe.stages.items() if run.stage == "after"]
-    assert len(after) == 2 * 3 * 2 and "seed-2/after.dpo.beta-0.2.after.beta-1" in after
-    assert recipe.stages["seed-2/after.dpo.beta-0.2.after.beta-1"].inputs == {"parent": ("seed-2/dpo.dpo.beta-0.2",)}
+    assert len(after) == 2 * 3 * 2 and "seed-2/after.dpo.beta-0.2.beta-1" in after
+    assert recipe.stages["seed-2/after.dpo.beta-0.2.beta-1"].inputs == {"parent": ("seed-2/dpo.beta-0.2",)}
     assert len(recipe.stages["seed-1/report"].inputs["compare"]) == 1 + 3
 
 
@@ -171,8 +172,8 @@ def test_what_cannot_be_is_refused(read: Read) -> None:
         "--set beta=1,2: beta: no stage takes it, as each that has it sets its own. Remove it, or set it there."
     ]
     assert told(read, sweeps=[f"stages.sft.seed={','.join(map(str, range(RUNS_LIMIT)))}"]) == [
-        f"r.yaml: its sweeps are more than 200 runs (seed has {RUNS_LIMIT} values, beta has 3 values), and a recipe "
-        "has at most 200. Give fewer values, or sweep one setting after the other."
+        f"r.yaml: its sweeps are more than 200 runs (stages.sft.seed has {RUNS_LIMIT} values, stages.dpo.beta has 3 "
+        "values), and a recipe has at most 200. Give fewer values, or sweep one setting after the other."
     ]
     taken = RECIPE.replace("after: ", "dpo.beta-0.1: ")
     assert told(read, taken) == [

@@ -414,12 +414,12 @@ def test_a_verdict_names_three_and_counts_the_rest():
     assert best == (
         "Best by gold, not told apart as their intervals overlap: dpo.0 60.0% (95%: 50.0 to 70.0), dpo.1 59.0% "
         "(95%: 49.0 to 69.0), dpo.2 58.0% (95%: 48.0 to 68.0) and 9 more; sft has 45.0% (95%: 35.0 to 55.0), not "
-        "told apart; base has 50.0% (95%: 40.0 to 60.0), not told apart."
+        "told apart from the best; base has 50.0% (95%: 40.0 to 60.0), not told apart from the best."
     )
     assert wins.count(" wins ") == 3 and wins.endswith("; dpo.0, dpo.1, dpo.2 and 9 more not surely more than half.")
     assert "base" not in summary.leaders(report) and len(summary.leaders(report)) == 13
     pair = replace(report, stages=["base", "sft"], metrics=flat(base=even, sft=measured(0.5, 0.5, half=0.1)))
-    near = "; base has 45.0% (95%: 35.0 to 55.0), not told apart."
+    near = "; base has 45.0% (95%: 35.0 to 55.0), not told apart from the best."
     assert summary.verdict(pair) == f"Best by gold: sft 50.0% (95%: 40.0 to 60.0){near}"
     upside_down = replace(report, metrics=metrics | flat(base=measured(0.65, 0.6, half=0.1)))
     assert summary.verdict(upside_down).startswith(
@@ -581,11 +581,12 @@ def test_whiskers_end_where_their_intervals_do():
     assert [ends_drawn(one) for one in clipped] == [[(0.0, 100.0)]] * 2
 
 
-def test_a_share_whose_interval_is_none_is_drawn_whole():
-    """A mean over prompts of which some are below 0 lies in [0, 1], its interval need not."""
+def test_a_score_whose_interval_leaves_a_share_is_none():
+    """A mean over prompts of which some are below 0 lies in [0, 1], its interval need not: it is no share of anything,
+    and drawn whole."""
     gold = {"sft/gold": 0.1, "sft/gold_ci95": [-0.25, 0.45], "ppo/gold": 0.9, "ppo/gold_ci95": [0.8, 1.0]}
     source = html(Report("t", ["sft", "ppo"], gold, headline="gold", judged=["gold"]))
-    assert ends_drawn(source) == [(0.0, 56.0), (84.0, 100.0)] and "<span>-25%</span><span>100%</span>" in source
+    assert ends_drawn(source) == [(0.0, 56.0), (84.0, 100.0)] and "<span>-0.250</span><span>1.00</span>" in source
 
 
 def test_an_interval_without_ends_is_not_drawn():

@@ -192,7 +192,7 @@ def test_pair_statistics_by_hand() -> None:
 def test_a_report_says_how_often_the_reward_model_is_right() -> None:
     """With its interval and what length alone reaches. Negative control: a report without pairs says nothing of it."""
     figures = {"reward/accuracy": 0.648, "reward/accuracy_ci95": [0.538, 0.744], "reward/pairs": 145, "sft/reward": 0.3}
-    said = "the reward model scores the chosen answer higher in 64.8% (95%: 53.8 to 74.4) of 145 held-out pairs"
+    said = "the reward model scores the chosen answer higher in 64.8% (95%: 53.8 to 74.4) of 145 pairs"
     assert evaluation.written.of_pairs(figures) == [f"{said}; 50% is chance"]
     with_length = figures | {"reward/length_baseline_accuracy": 0.552}
     assert evaluation.written.of_pairs(with_length) == [f"{said}, length alone in 55.2%; 50% is chance"]

@@ -26,7 +26,7 @@ GOLDEN: dict[str, tuple[int, dict[str, float]]] = {
         {"eval/calibration_error": 0.498944, "loss": 0.691692, "first/grad_norm": 0.316272, "first/loss": 0.693147},
     ),
     "dpo": (
-        4,
+        5,
         {"loss": 0.621155, "rewards/chosen": 0.035453, "rewards/margins": 0.149591, "first/grad_norm": 0.382895},
     ),
     "simpo": (1, {"loss": 1.042425, "rewards/margins": 0.392943, "first/grad_norm": 0.463044, "first/loss": 1.217582}),

@@ -165,3 +165,14 @@ def test_held_out_pairs_of_orpo_are_measured_by_its_odds(pipeline: Pipeline, tmp
     first = next(row["eval/loss"] for row in history(made, pipeline.store) if "eval/loss" in row)
     assert first == pytest.approx(math.log1p(math.exp(odds[1] - odds[0])), rel=1e-4)
     assert first != pytest.approx(math.log1p(math.exp(0.1 * (rejected - chosen))), rel=0.02)
+
+
+def test_held_out_pairs_of_ipo_are_measured_by_its_loss(pipeline: Pipeline) -> None:
+    """Before the first step it is (1 / (2 beta))^2, by hand; with weights that many times. Negative control: of the
+    pairs' order, as DPO's own loss is, it would be ln 2."""
+    for loss, start in (({"ipo": 1.0}, 0.25), ({"ipo": 2.0, "sppo_hard": 1.0}, 1.0), ("sigmoid", math.log(2))):
+        name = loss if isinstance(loss, str) else "-".join(loss)
+        more: dict[str, Any] = {"loss": loss, "beta": 1.0, "ld_alpha": None, "eval_steps": 2, "name": f"tiny/{name}"}
+        rows = history(run(pipeline, "dpo", **more), pipeline.store)
+        looks = [row["eval/loss"] for row in rows if "eval/loss" in row]
+        assert looks[0] == pytest.approx(start) and looks[-1] < looks[0]

@@ -392,7 +392,13 @@ def test_data_that_each_seed_made_are_alike(store: Store, tmp_path: Path):
     plain = put(
         store, fill(tmp_path / "plain", {"w": b"plain"}), stage="dpo", data={"data": "8" * 64}, base=runs[0].base
     )
-    assert unlike(store, [runs[0], plain]) == [said.format(f"dpo.data ({runs[0].data['data'][:12]} and {'8' * 12})")]
+    data = f"dpo.data ({runs[0].data['data'][:12]} and {'8' * 12})"
+    assert unlike(store, [runs[0], plain]) == [said.format(f"{data}, dpo.parent")]
+    reports = []
+    for name, run in (("seed-0", runs[0]), ("seed-1", runs[1]), ("other-n", store.resolve("other-n"))):
+        folder = fill(tmp_path / f"report-{name}", {"t": name.encode()})
+        reports.append(put(store, folder, kind="report", stage="evaluate", parents={"compare/dpo": run}))
+    assert unlike(store, reports) == [said.format("pairs.n")] and unlike(store, reports[:2]) == []
 
 
 def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
