@@ -245,10 +245,10 @@ def baselines(config: Config, prompts: list[Prompt]) -> dict[str, list[list[str]
 def ready(bench: Workbench, records: Mapping[str, Records[Any]]) -> None:
     """Prompts are left that nothing compared was trained on, and hold the answers that `baselines` name. Raises:
     InputError."""
-    if bench.config.trained_on == "error":
-        digest, prompts = bench.question.digests.get("data", ""), records.get("data", ())
-        for note in trained_on.not_known(bench.store, compared(bench.parents).values(), digest, prompts):
-            say(f"{bench.title}: {note}")
+    digest, prompts = bench.question.digests.get("data", ""), records.get("data", ())
+    drop = bench.config.trained_on == "drop"
+    for note in trained_on.not_known(bench.store, compared(bench.parents).values(), digest, prompts, drop=drop):
+        say(f"{bench.title}: {note}")
     if "data" in records:
         baselines(bench.config, unseen(bench, records["data"])[0][: bench.config.limit])
 

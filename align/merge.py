@@ -98,7 +98,8 @@ def is_taken(out: Path) -> bool:
 def check_place(out: Path | None) -> None:
     """Whether a model can be exported to `out`. Raises: InputError."""
     if out is not None and is_taken(out):
-        raise InputError(f"out: {out} is not empty. Give a folder that is absent or empty; nothing is overwritten.")
+        found = "not empty" if out.is_dir() else "a file"
+        raise InputError(f"out: {out} is {found}. Give a folder that is absent or empty; nothing is overwritten.")
     if out is not None:
         check_out(out, folder=True)
 
@@ -227,17 +228,16 @@ def verdict_lines(artifact: Artifact) -> list[str]:
         )
         bias = f"the head's bias, {found['bias_left_out']:+.6g}, is left out: add it to a score to have the reward's"
         return [f"verdict: {found['verdict']} to the reward ({agreement})", bias]
+    rounded = "equal but for rounding, " * (found["verdict"] == "close")
     against = f" to the adapters on the dequantised {quantize} base" if quantize else ""
     lines = [
-        f"verdict: {found['verdict']}{against} (KL {found['kl']:.1e} nats per token, greedy agreement "
-        f"{found['greedy_agreement']:.2%}, both in fp32, on {measured_on(artifact)})"
+        f"verdict: {found['verdict']}{against} ({rounded}KL {found['kl']:.1e} nats "
+        f"per token, greedy agreement {found['greedy_agreement']:.2%}, both in fp32, on {measured_on(artifact)})"
     ]
     if quantize:
         kl, agreement = found["quantised/kl"], found["quantised/greedy_agreement"]
-        lines.append(
-            f"against the {quantize} model as it was trained: KL {kl:.1e} nats per token, greedy agreement "
-            f"{agreement:.2%}"
-        )
+        agreed = f"KL {kl:.1e} nats per token, greedy agreement {agreement:.2%}"
+        lines.append(f"against the {quantize} model as it was trained: {agreed}")
     return lines
 
 

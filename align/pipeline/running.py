@@ -95,7 +95,17 @@ def run(
             with Task("loading libraries"):
                 training.processes.from_first(None)
         _run_all(recipe, names, made, pinned)
+        for alike in _one_artifact(recipe, made):
+            say(f"{' and '.join(alike)} are one artifact: by what their names differ it is not made otherwise")
     return made
+
+
+def _one_artifact(recipe: Recipe, made: Mapping[str, Artifact]) -> list[list[str]]:
+    """The titles of runs of one stage that came to one artifact, as where a swept setting has no effect on some."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, artifact in made.items():
+        found.setdefault((recipe.stages[name].stage, artifact.digest), []).append(f"{recipe.name}/{name}")
+    return [titles for titles in found.values() if len(titles) > 1]
 
 
 def _run_all(recipe: Recipe, names: Sequence[str], made: dict[str, Artifact], store: Pinned) -> None:

@@ -99,8 +99,11 @@ def _source(which: str, item: object) -> MixedFile:
         raise ValueError(f"{which} names no file. Expected one such as {{file: a.jsonl, weight: 0.7}}.")
     more: dict[str, Any] = {key: item[key] for key in KEYS[1:] if item.get(key) is not None}
     columns = more.get("columns", {})
-    if not isinstance(columns, Mapping) or not all(isinstance(name, str) and name for name in columns.values()):
+    names = [*columns, *columns.values()] if isinstance(columns, Mapping) else [None]
+    if not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"{file}: columns is {columns}; expected our keys and what the file calls them.")
+    if not columns:
+        more.pop("columns", None)
     for key, number in ((key, more[key]) for key in NUMBERS if key in more):
         kinds = int if key == "limit" else int | float
         if not isinstance(number, kinds) or isinstance(number, bool) or not 0 < number < math.inf:

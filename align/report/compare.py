@@ -121,6 +121,7 @@ def compare(store: Store, refs: Sequence[str], defaults: Defaults = lambda _: {}
             *_kinds_of_loss(artifacts),
             *left_out(mixed),
             *kept_in_words(artifacts, histories),
+            *_no_curve(histories),
         ],
     )
 
@@ -175,7 +176,7 @@ def _of_one_alone(measured: Sequence[Mapping[str, Estimate]]) -> list[str]:
     counts = Counter(name for one in measured for name in one)
     alone = [[name for name in one if counts[name] == 1] for one in measured]
     return [
-        f"Measured of {letter} alone: {', '.join(names[:FEW])}{', …' * (len(names) > FEW)}."
+        f"Of its own figures {letter} alone has {', '.join(names[:FEW])}{', …' * (len(names) > FEW)}."
         for letter, names in zip(ascii_uppercase, alone, strict=False)
         if names
     ]
@@ -272,6 +273,11 @@ def _history(store: Store, artifact: Artifact) -> dict[str, Points]:
         raise AlignError(
             f"{artifact.short}: history.jsonl is not what a stage writes ({type(error).__name__})."
         ) from error
+
+
+def _no_curve(several: Sequence[Mapping[str, Points]]) -> list[str]:
+    """That none is drawn, where there are some."""
+    return ["No curve is drawn: they share none."] if any(several) and not _curves(several) else []
 
 
 def _curves(several: Sequence[Mapping[str, Points]]) -> dict[str, dict[int, Points]]:

@@ -112,6 +112,8 @@ def value_text(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return f"[{', '.join(map(value_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {value_text(inner)}' for key, inner in value.items())}}}"
     digest, colon, function = str(value).partition(":")  # of a judge: of its file, and what is called there
     return f"{digest[:SHORT]}{colon}{function}" if is_digest(digest) else str(value)
 

@@ -19,6 +19,8 @@ from align.store.artifact import Lineage
 FILE = "trained_on.jsonl"
 """In the artifact of every stage that trains: `opening` of each record that its steps took. 15 bytes a prompt."""
 
+TO_COME = "0" * 64
+"""The digest of data that are still to be made, in what a rehearsal expects."""
 PERHAPS = "perhaps_trained_on.jsonl"
 """Beside it in what a rehearsal expects: of prompts that are taken only where groups are drawn anew, or rollouts are
 left early."""
@@ -83,20 +85,27 @@ def seen(
     return len(found), lines
 
 
-def not_known(store: Store, artifacts: Iterable[Artifact], data: str, prompts: Sequence[Prompt]) -> list[str]:
+def not_known(
+    store: Store, artifacts: Iterable[Artifact], data: str, prompts: Sequence[Prompt], *, drop: bool
+) -> list[str]:
     """What is to be said ahead of a run where reinforcement learning may take prompts that are measured on: from the
-    very `data` (a digest), where which it will take is not known; or those of `prompts` that it comes to only where it
-    draws anew."""
-    fate = "and which ones is known only then: those are refused here, after all training. Set `trained_on: drop`, or"
+    very `data` (a digest), or from data that are still to be made, where which it will take is not known; or those of
+    `prompts` that it comes to only where it draws anew."""
+    fate = "those are left out here, too" if drop else "those are refused here, after all training"
+    known, remedy = f"and which ones is known only then: {fate}", "" if drop else ". Set `trained_on: drop`, or {}"
     asked = {*openings(prompts)}
     lines = []
     for node in lineage_of(store, artifacts):
+        label, wholly = store.label(node), FILE not in node.files and _learns_from(node) == "rewards"
         if PERHAPS in node.files and (many := len(_noted(store, node, asked, PERHAPS))):
-            lines.append(
-                f"{store.label(node)} may come to train on {many:,} of {len(asked):,} prompts, {fate} take others"
-            )
-        elif FILE not in node.files and _learns_from(node) == "rewards" and data in _trained_from(node):
-            lines.append(f"{store.label(node)} trains on prompts of the same file, {fate} measure on a file of its own")
+            said = f"{label} may come to train on {many:,} of {len(asked):,} prompts, {known}"
+            lines.append(said + remedy.format("take others"))
+        elif wholly and data in _trained_from(node):
+            said = f"{label} trains on prompts of the same file, {known}"
+            lines.append(said + remedy.format("measure on a file of its own"))
+        elif wholly and TO_COME in _trained_from(node):
+            said = f"{label} trains on prompts that are still to be made; should some of these be among them, {fate}"
+            lines.append(said + remedy.format("measure on prompts that those are not made of"))
     return lines
 
 

@@ -117,10 +117,11 @@ def _inputs(kind: str, old: Mapping[str, str], new: Mapping[str, str], store: St
 def _parent(before: str, after: str, store: Store) -> str:
     """Which artifacts, and why the one is not the other where one stage made both."""
     new = store.resolve(after)
-    said = f"{store.label(new)} {before[:SHORT]} -> {new.short}"
     if not store.manifest_path(before).exists():
-        return said
+        return f"{before[:SHORT]} -> {store.label(new)} {new.short}"
     old = store.resolve(before)
+    was = f"{store.label(old)} " if store.names(old) else ""
+    said = f"{was}{before[:SHORT]} -> {store.label(new)} {new.short}"
     if old.stage != new.stage:
         return f"{said}: {old.stage} -> {new.stage}"
     changed = {**new.manifest, "settings": new.config}

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.ground.disk import sync_folder
 from align.ground.errors import AlignError, Stopped
+from align.ground.json import in_words
 from align.ground.leaving import Interrupt, stopping_signals
 from align.ground.terminal import on_stderr
 from align.ground.wish import WISH
@@ -30,6 +31,7 @@ from align.training.processes import agree, rank_and_world
 STATE = "history.json"
 FIGURES = ("history", "tokens", "seconds", "sums", "logged", "total_loss")
 """What it holds of the run's figures, as the trainer calls them."""
+GIVE_UP = "Give it up (`align gc --checkpoints --delete`), and the same command begins anew."
 Handler = Callable[[int, FrameType | None], object] | int | None
 """What `signal.signal` takes and gives back."""
 
@@ -75,14 +77,19 @@ def keep(folder: Path, step: int) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Figures of a checkpoint, and what its checks saw. Raises: AlignError where an Align wrote it that kept less."""
-    saved: dict[str, Any] = json.loads((folder / STATE).read_text())
+    """Figures of a checkpoint, and what its checks saw. Raises: AlignError where an Align wrote it that kept less, and
+    for one that is damaged."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise AlignError(f"{folder / STATE} is damaged ({in_words(error)}). {GIVE_UP}") from error
     if lacking := [name for name in (*FIGURES, "reach", "start") if name not in saved]:
         raise AlignError(
             f"{folder} was written by another version of Align: it holds no {' and no '.join(lacking)}, so this "
-            "run cannot go on from it. Give it up (`align gc --checkpoints --delete`), and the same command begins "
-            "anew."
+            f"run cannot go on from it. {GIVE_UP}"
         )
+    if none := [name for name, value in saved.items() if value is None]:
+        raise AlignError(f"{folder / STATE} is damaged: {none[0]} is null. {GIVE_UP}")
     return saved
 
 

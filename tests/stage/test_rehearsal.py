@@ -466,19 +466,28 @@ def test_which_prompts_a_short_run_will_take(tmp_path: Path) -> None:
 
 
 def test_prompts_that_may_be_refused_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a file too long to be read ahead it is not known which prompts are taken. Negative controls: such prompts are
-    to be dropped, and measured on another file."""
+    """Of a file too long to be read ahead it is not known which prompts are taken, nor of one that is still to be
+    made. Negative control: measured on another file."""
     recipe = reinforced(tmp_path)
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Which colour is ball {i}?"} for i in range(2100)])
     told = "r/report: r/grpo trains on prompts of the same file, and which ones is known only then: "
-    for more, expected in (({"data": "prompts.jsonl"}, True), ({"data": "prompts.jsonl", "trained_on": "drop"}, False)):
-        setting("report", **more)(tmp_path, recipe)
+    for drop, fate in (
+        ("error", "those are refused here, after all training"),
+        ("drop", "those are left out here, too"),
+    ):
+        setting("report", data="prompts.jsonl", trained_on=drop)(tmp_path, recipe)
         dry_run(tmp_path, recipe)
-        assert (told in " ".join(capsys.readouterr().out.split())) == expected
+        assert f"{told}{fate}" in " ".join(capsys.readouterr().out.split())
     setting("report", data="heldout.jsonl", trained_on="error")(tmp_path, recipe)
     setting("grpo", hold_out="heldout.jsonl")(tmp_path, recipe)
     dry_run(tmp_path, recipe)
-    assert told not in " ".join(capsys.readouterr().out.split())
+    assert told not in (said := " ".join(capsys.readouterr().out.split())) and "still to be made" not in said
+    stages = recipe["stages"]
+    recipe["stages"] = {"made": {"kind": "convert", "data": "prompts.jsonl", "read_as": "prompts"}, **stages}
+    setting("grpo", data="made")(tmp_path, recipe)
+    dry_run(tmp_path, recipe)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "r/report: r/grpo trains on prompts that are still to be made; should some of these be among them, " in said
 
 
 def test_prompts_that_groups_drawn_anew_may_take_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -493,8 +502,11 @@ def test_prompts_that_groups_drawn_anew_may_take_are_told(tmp_path: Path, capsys
     assert "may come to train on" not in capsys.readouterr().out
     setting("grpo", resample=2, missing_eos_penalty=0)(tmp_path, recipe)
     dry_run(tmp_path, recipe)
-    told = "r/report: r/grpo may come to train on 4 of 6 prompts, and which ones is known only then: "
-    assert told in " ".join(capsys.readouterr().out.split())
+    told = "r/report: r/grpo may come to train on 4 of 6 prompts, and which ones is known only then: those are "
+    assert f"{told}refused here, after all training" in " ".join(capsys.readouterr().out.split())
+    setting("report", trained_on="drop")(tmp_path, recipe)
+    dry_run(tmp_path, recipe)
+    assert f"{told}left out here, too" in " ".join(capsys.readouterr().out.split())
     short = recipe | {"stages": {k: v for k, v in recipe["stages"].items() if k != "report"}}
     made = dry_run(tmp_path, short, dry=False)
     noted = {*map(json.loads, made.read(made.resolve("r/grpo"), "trained_on.jsonl").splitlines())}

@@ -118,7 +118,7 @@ def test_which_parent_and_why_it_is_another(pipeline: Pipeline) -> None:
     """Stages alone, by name: the new parent is told, and what made it another, as far up as it goes."""
     old, made = pipeline.made["sft"], run(pipeline, "sft", learning_rate=0.02)
     config = settings(pipeline, "dpo")
-    changed = f"its parent is another one (tiny/sft {old.short} -> {made.short}: learning_rate 0.01 -> 0.02)"
+    changed = f"its parent is another one ({old.short} -> tiny/sft {made.short}: learning_rate 0.01 -> 0.02)"
     assert plan(align.dpo.STAGE, config, pipeline.store) == f"tiny/dpo: run, {changed}"
     reward = run(pipeline, "reward")
     said = plan(ppo.STAGE, settings(pipeline, "ppo"), pipeline.store)
@@ -220,6 +220,11 @@ def test_a_run_that_goes_on_says_from_where(
         state.write_text(json.dumps({key: value for key, value in saved.items() if key not in ("sums", "total_loss")}))
     with pytest.raises(AlignError, match=r"another version of Align: it holds no sums and no total_loss, "):
         run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
+    for damage in ('{"history": [', json.dumps({**next(iter(whole.values())), "reach": None})):
+        for state in whole:
+            state.write_text(damage)
+        with pytest.raises(AlignError, match=r"history.json is damaged.* begins anew"):
+            run(pipeline, "sft", max_steps=4, checkpoint_steps=2)
     for state, saved in whole.items():
         state.write_text(json.dumps(saved))
     run(pipeline, "sft", max_steps=4, checkpoint_steps=2)

@@ -165,6 +165,7 @@ def test_each_file_may_call_its_columns_otherwise(pipeline: Pipeline, tmp_path: 
         ([{"limit": 3}], "file 1 names no file"),
         ([{"file": "a", "columns": "Q"}, "b"], "a: columns is Q; expected our keys and what the file calls them."),
         ([{"file": "a", "columns": {"prompt": 3}}], "a: columns is {'prompt': 3}; expected our keys"),
+        ([{"file": "a", "columns": {3: "prompt"}}], "a: columns is {3: 'prompt'}; expected our keys"),
     ],
 )
 def test_what_says_nothing_is_refused(given: Any, message: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from align.rendering.render import Renderer
     from align.stage.ahead.rehearsal import Rehearsed
 
-NO_FILE: FileRecord = {"size": 0, "sha256": "0" * 64}
+NO_FILE: FileRecord = {"size": 0, "sha256": trained_on.TO_COME}
 WEIGHTS = ".safetensors"
 
 
