@@ -125,7 +125,7 @@ def test_which_parent_and_why_it_is_another(pipeline: Pipeline) -> None:
     was = pipeline.made["reward"].short
     assert (
         said.splitlines()[0]
-        == f"tiny/ppo: run, {changed}; its reward is another one (tiny/reward {was} -> {reward.short}: {changed})"
+        == f"tiny/ppo: run, {changed}; its reward is another one ({was} -> tiny/reward {reward.short}: {changed})"
     )
     assert plan(align.dpo.STAGE, settings(pipeline, "dpo", parent="tiny/dpo"), pipeline.store).endswith(": sft -> dpo)")
 
