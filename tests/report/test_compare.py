@@ -128,6 +128,7 @@ def test_names_of_one_artifact(store: Store):
     assert as_json(one)["notes"] == [said]
     three = compare(store, ["q/best", "q/dpo.beta-0.2", "q/dpo.beta-0.05"])
     assert said in compared_text(three, 80) and three.figures[-1].same == 1
+    assert three.figures[0].best == {"gold": 0}, "one artifact is no rival of itself"
     assert "one artifact" not in compared_text(compare(store, ["q/dpo.*"]), 80)
 
 

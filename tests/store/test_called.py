@@ -23,6 +23,9 @@ def test_it_is_called_as_it_was_asked_for(store: Store, tmp_path: Path) -> None:
         assert fresh.label(fresh.resolve(name)) == name
     fresh.untag("z-last")
     assert fresh.label(sft) == "a-first"
+    beside = Store(store.path)
+    beside.resolve("line/base")  # of whose recipe it is, too
+    assert beside.label(sft) == "line/sft"
 
 
 @pytest.mark.parametrize("name", ["18dcdc4a", "deadbeef", "0123456789abcdef"])

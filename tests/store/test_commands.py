@@ -414,9 +414,9 @@ def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
     assert [*found] == ["loss"] and others == []
     gold = dict(zip(runs, (0.7, 0.9, 0.98), strict=True))
 
-    def report(place: str, gold: dict[str, float]) -> None:
+    def report(place: str, gold: dict[str, float], low: float = 0) -> None:
         metrics = {f"{name}/gold": value for name, value in gold.items()} | {
-            f"{name}/gold_ci95": [0, 1] for name in gold
+            f"{name}/gold_ci95": [low, 1] for name in gold
         }
         about = {"stage": "evaluate", "kind": "report", "config": {"judges": {"gold": "judge.py:gold"}}, "data": {}}
         compared = {f"compare/{name}": runs[name] for name in gold}
@@ -433,6 +433,17 @@ def test_what_reports_measured_is_combined(store: Store, tmp_path: Path):
     report("third", dict.fromkeys(gold, 0.3))
     found, others = combine(store, list(runs.values()))
     assert [*found] == ["third/report/gold", "two/report/gold", "loss"] and others == ["again/report/gold"]
+    # by the names of its own seeds each run has its own report, whatever another one says; and is no share where one
+    # interval says that scores may be negative
+    for i, run in enumerate(runs.values()):
+        store.tag(f"seed-{i}/dpo", run)
+        report(f"seed-{i}", {[*runs][i]: 0.1 * (i + 1)}, low=-0.5 * (i == 1))
+    for name in ("again", "third", "two"):
+        store.untag(f"{name}/report")
+    report("elsewhere", {"dpo.seed-1": 0.5})
+    found, others = combine(store, [f"seed-{i}/dpo" for i in range(3)])
+    assert found["report/gold"].values == pytest.approx((0.1, 0.2, 0.3)) and others == ["elsewhere/report/gold"]
+    assert found["report/gold"].interval[0] == pytest.approx(0.2 - 4.3026527 * 0.1 / 3**0.5, abs=1e-4)
 
 
 def test_verify_names_what_descends(store: Store, family: dict[str, Artifact]):
