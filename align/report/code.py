@@ -42,6 +42,8 @@ def load_lines(store: Store, artifact: Artifact, name: str, folder: str | None =
     if base and (found := artifact_of(base)):
         checkouts.append(f"  align checkout {found[:12]} BASE")
     code = plain_code(artifact, folder, lambda base: _where(store, base), auto=auto_class(store, artifact))
+    if base and not artifact_of(base) and not hub(base) and store.place(base["digest"]) is None:
+        code.insert(0, "# where its base lies this store does not know: align locate FOLDER")
     library = "transformers" if artifact.kind in WHOLE else "PEFT"
     align = (
         ["Load it with Align:", *(f"  {line}" for line in align_code(name, store)), ""]

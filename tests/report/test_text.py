@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,9 @@ Load it with PEFT, after
 {answer}"""
     )
     assert show_text(store, sft.digest[:10]) == show_text(store, "q/sft") == show_text(store, sft)
+    assert "align locate FOLDER" in "\n".join(
+        load_lines(store, replace(sft, base={**sft.base, "digest": "8" * 64}), "x")
+    )
     with pytest.raises(InputError, match="did you mean q/sft"):
         show_text(store, "sft")
 

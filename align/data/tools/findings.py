@@ -74,7 +74,10 @@ def findings(records: Sequence[Record]) -> Iterator[Finding]:
     twice = sum(n - 1 for n in seen.values())
     yield Finding("duplicates", f"{twice:,} records stand there before, exactly so" if twice else "none", twice)
     prompts = len({*openings(records)})
-    yield Finding("prompts", f"{prompts:,} different ones", prompts)
+    said = [m for r in records if not isinstance(r, Text) for m in _messages(r) if m.role == "user"]
+    empty = sum(not message.content.strip() for message in said)
+    nothing = f"; {empty:,} {'question is' if empty == 1 else 'questions are'} empty" if empty else ""
+    yield Finding("prompts", f"{prompts:,} different ones{nothing}", prompts)
     yield from _of_kind(records)
     scripts = Counter(script for record in records for script in _scripts(record))
     share = {script: n / scripts.total() for script, n in scripts.most_common(6)}

@@ -132,6 +132,9 @@ def test_findings_count_what_is_there(tmp_path: Path) -> None:
     assert found["scripts"].value["Arabic"] == pytest.approx(4 / sum(len("HiHello!No") - 1 for _ in range(3)), abs=1)
     answer = {f.name: f for f in findings(read_conversations(put(tmp_path / "a.jsonl", [GARBLED])))}
     assert answer["garbled"].value == 1  # in the answer alone
+    blank = [{"prompt": said, "completion": "Yo."} for said in ("", "  ", "Hi")]
+    asked = {f.name: f.text for f in findings(read_conversations(put(tmp_path / "b.jsonl", blank)))}
+    assert asked["prompts"] == "3 different ones; 2 questions are empty" and "empty" not in answer["prompts"].text
     labels = {f.name: f for f in findings(read_labelled()(put(tmp_path / "l.jsonl", ROWS["labelled"])))}
     assert labels["labels"].value == 0 and labels["duplicates"].value == 0
     steps = {f.name: f for f in findings(read_steps("\n")(put(tmp_path / "s.jsonl", ROWS["steps"])))}
