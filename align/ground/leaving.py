@@ -51,6 +51,7 @@ HEARD = threading.Event()
 
 def hear() -> None:
     """From here on a signal to stop is an `Interrupt`; of SIGINT only where it is answered as Python answers it."""
+    HEARD.clear()
     sys.unraisablehook = _unraisable
     as_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     for number in (*([signal.SIGINT] if as_usual else []), *stopping_signals()):
