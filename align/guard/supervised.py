@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 64
 """Held-out records that are looked at where the stage's settings ask for no looks."""
+TOO_FAST = ("diverged", "held_out", "clipped", "chosen")
+"""Signs whose remedy is a lower learning rate."""
 HELD_OUT = ("held_out", "overfitting")
 """Signs that are seen on held-out records."""
 
@@ -195,6 +197,8 @@ class Guard(Watching):
     def _look(self, names: Sequence[str]) -> None:
         kept = self.often and self.config.keep == "best"
         told = {name: SIGNS[name].told(self.run, self.limits, best_kept=kept) for name in names}
+        if any(told.get(name) for name in TOO_FAST):  # of which the contrary is no remedy
+            told |= {"no_learning": None} if "no_learning" in told else {}
         self.tell(max(self.run.done - 1, 0), told)
 
 

@@ -83,7 +83,7 @@ class _Reader:
         self.kinds = kinds
         self.found: dict[str, None] = {}
         self.strange: list[str] = []
-        self.sweep = Sweep({}, str(document.path))
+        self.sweep = Sweep({}, str(document.path), {})
         self.defaults = {key: value for key, value in document.values.items() if key not in ("name", "stages")}
         self.takers = Takers(self.defaults)
 
@@ -142,7 +142,7 @@ class _Reader:
                 if told:
                     self.problem((*at, *path), f"{'.'.join((*at, *path))}: {told}")
                 axes[*at, *path] = swept.values[:1] if told else swept.values
-        return Sweep(axes, str(self.document.path))
+        return Sweep(axes, str(self.document.path), {s: self.kinds[kind].model_fields for s, kind in kinds.items()})
 
     def kind(self, stage: Any, body: object) -> str | None:
         """The kind of a stage; None where there is a problem with it."""

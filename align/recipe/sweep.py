@@ -44,13 +44,16 @@ Choice = frozenset[tuple[words.Path, int]]
 
 
 class Sweep:
-    """The swept settings of a recipe by where they stand, those beside `stages` first, and the runs of each stage.
+    """The swept settings of a recipe by where they stand, those beside `stages` first, and the runs of each stage;
+    `settings` are those that each has.
 
     Raises: InputError for more runs than a recipe may have.
     """
 
-    def __init__(self, axes: Mapping[words.Path, Sequence[object]], file: str) -> None:
-        self.axes, self.file = axes, file
+    def __init__(
+        self, axes: Mapping[words.Path, Sequence[object]], file: str, settings: Mapping[str, Collection[str]]
+    ) -> None:
+        self.axes, self.file, self.settings = axes, file, settings
         self.slugs = {path: slugs(values) for path, values in axes.items()}
         self.rank = {path: i for i, path in enumerate(axes)}
         self.made: dict[str, dict[Choice, str]] = {}
@@ -95,10 +98,20 @@ class Sweep:
     def name(self, stage: str, choice: Choice) -> str:
         """What the run of a stage is called: what else the recipe sweeps does not matter."""
         places = dict(sorted(choice, key=lambda at: self.rank[at[0]]))
-        parts = {path: f"{_label(path, stage, places)}-{self.slugs[path][place]}" for path, place in places.items()}
+        parts = {
+            path: f"{self._label(path, stage, places)}-{self.slugs[path][place]}" for path, place in places.items()
+        }
         first = ".".join(part for path, part in parts.items() if not _in_stage(path))
         last = ".".join([stage, *(part for path, part in parts.items() if _in_stage(path))])
         return f"{first}/{last}" if first else last
+
+    def _label(self, path: words.Path, stage: str, beside: Collection[words.Path]) -> str:
+        """A swept setting in the name of a run of a stage: by its end alone, unless it is of a stage before and this
+        one has such a setting, too, or another of the run's settings ends so; its own goes before others."""
+        alike = [other for other in beside if _in_stage(other) and other[-1] == path[-1]]
+        is_alone = len(alike) < 2 or [other for other in alike if other[1] == stage] == [path]
+        of_before = _in_stage(path) and path[1] != stage and path[2] in self.settings.get(stage, ())
+        return path[-1] if not _in_stage(path) or (is_alone and not of_before) else ".".join(path[1:])
 
     def _of(self, stage: str) -> Mapping[Choice, str]:
         """The runs of a stage; one that is no earlier stage, which is told elsewhere, has none of its own."""
@@ -182,15 +195,6 @@ def _slug(text: str) -> str:
     text = re.sub(r"\.{2,}", ".", re.sub(r"(?<=\de)\+", "", text))  # 1e+30 is not to be taken for 1e-30
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text, flags=re.ASCII)
     return found.rstrip("-.") if re.match(r"-?\d", found) else found.strip("-.")
-
-
-def _label(path: words.Path, stage: str, beside: Collection[words.Path]) -> str:
-    """A swept setting in the name of a run of a stage: by its end alone, unless another of the run's settings ends
-    so, too; the stage's own goes before those of stages that it builds on."""
-    alike = [other for other in beside if _in_stage(other) and other[-1] == path[-1]]
-    own = [other for other in alike if other[1] == stage]
-    is_alone = not _in_stage(path) or len(alike) == 1 or own == [path]
-    return path[-1] if is_alone else ".".join(path[1:])
 
 
 def _in_stage(path: words.Path) -> bool:

@@ -14,7 +14,7 @@ from align.ground.terminal import say
 from align.report.diff import flat
 from align.report.lists import Row
 from align.report.summary import duration, memory
-from align.report.text import SHORT, fitted, size_text, time_text, value_text
+from align.report.text import SHORT, fits, fitted, size_text, time_text, value_text
 from align.store import Artifact, CostRecord, Store
 from align.store.artifact import STORED
 
@@ -27,6 +27,8 @@ SIZES: dict[str, Callable[[float], str]] = {
 """How some columns are shown; all others as their values are."""
 
 
+DIGITS, FEWER = 6, 3
+"""Of a fraction in a table, and of one where it would be too wide."""
 REPORTS = "reports."
 """What columns of reports' figures begin with."""
 DOT = re.compile(r"(?<!\d)\.|\.(?!\d)")
@@ -46,8 +48,8 @@ class Column:
         """Its value for an artifact; None where that has none."""
         return next((facts[key] for key in self.keys if facts.get(key) is not None), None)
 
-    def text(self, value: object) -> str:
-        """A value as it stands in a table; nothing where an artifact has none."""
+    def text(self, value: object, digits: int) -> str:
+        """A value as it stands in a table, a fraction with so many digits; nothing where an artifact has none."""
         if value is None:
             return ""
         key = self.keys[0]
@@ -55,7 +57,7 @@ class Column:
             return SHOWN[key](value)
         if isinstance(value, int | float) and key in SIZES:
             return SIZES[key](value)
-        return value_text(value)
+        return f"{value:.{digits}g}" if isinstance(value, float) else value_text(value)
 
 
 def facts_of(name: str, artifact: Artifact, cost: CostRecord | None, names: Mapping[str, str]) -> Json:
@@ -142,7 +144,7 @@ def _meant(name: str, known: Sequence[str]) -> list[str]:
         more = f" (and by {len(measured) - 1} more reports)" if len(measured) > 1 else ""
         raise InputError(f"{name} is {' and '.join([*own, *measured[:1]])}{more} here; name one of them.")
     ends = {end: key for key in known for end in (key.split(".", 1)[-1], DOT.split(key)[-1])}
-    near = difflib.get_close_matches(name, {*ends, *known}, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, {*ends, *known} - {name}, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`align show REF` lists what an artifact has."
     raise InputError(f"no artifact here has a column {name}; {hint}")
 
@@ -184,13 +186,19 @@ def _place(value: object) -> tuple[bool, float, str]:
     return not number, float(value) if isinstance(value, int | float) else 0.0, "" if number else value_text(value)
 
 
-def shown_table(rows: Sequence[Row], shown: Sequence[Column], width: int | None) -> str:
-    """Names and the columns that were asked for, in at most `width` characters; numbers end on one edge."""
+def _table(rows: Sequence[Row], shown: Sequence[Column], digits: int) -> list[list[str]]:
     lines = [["NAME", *(column.title for column in shown)]]
     for row in rows:
-        damaged = row["kind"] == "damaged"
-        lines.append([row["name"], *(column.text(row["shown"][column.title]) for column in shown)])
-        lines[-1] += ["damaged: align verify"] * damaged
+        lines.append([row["name"], *(column.text(row["shown"][column.title], digits) for column in shown)])
+        lines[-1] += ["damaged: align verify"] * (row["kind"] == "damaged")
+    return lines
+
+
+def shown_table(rows: Sequence[Row], shown: Sequence[Column], width: int | None) -> str:
+    """Names and the columns that were asked for, in at most `width` characters; numbers end on one edge."""
+    lines = _table(rows, shown, DIGITS)
+    if not fits(lines, width):
+        lines = _table(rows, shown, FEWER)
     values = {column.title: [row["shown"][column.title] for row in rows] for column in shown}
     right = [i for i, of in enumerate(values.values(), 1) if not any(isinstance(value, str | list) for value in of)]
     return "\n".join(fitted(lines, width, right))

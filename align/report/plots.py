@@ -95,7 +95,8 @@ def drawable(*values: float) -> bool:
 def tick_label(value: float, step: float) -> str:
     """A tick with as many decimals as its step needs; exponents only for very small and very large steps."""
     if step < 1e-4 or step >= 1e6:
-        return f"{value:.3g}"
+        digits = 1 + math.ceil(math.log10(max(abs(value), step) / step) - 1e-9)  # by which neighbours differ
+        return f"{value:.{min(max(digits, 3), 12)}g}"
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 

@@ -61,6 +61,13 @@ def test_what_is_looked_at_is_drawn_by_chance() -> None:
     assert len({record % 4 for record in records[:: 224 // 56]}) == 1
 
 
+def test_what_learns_too_fast_is_not_told_to_learn_faster(tmp_path: Path) -> None:
+    """One step does not ask for both. Negative control: gradients that are not cut."""
+    looks = losses(2.0, 2.0, 2.0)
+    assert watched(flat(grad_norm=100.0), looks=looks, folder=tmp_path) == [("clipped", 50)]
+    assert watched(flat(), looks=looks, folder=tmp_path) == [("no_learning", 55)]
+
+
 def losses(*values: float) -> list[dict[str, float]]:
     return [{"loss": value} for value in values]
 

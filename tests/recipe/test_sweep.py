@@ -58,14 +58,14 @@ def test_a_swept_stage_has_variants_and_so_has_what_builds_on_it(read: Read) -> 
         "dpo.beta-0.05": ["sft"],
         "dpo.beta-0.1": ["sft"],
         "dpo.beta-0.2": ["sft"],
-        "after.beta-0.05": ["dpo.beta-0.05"],
-        "after.beta-0.1": ["dpo.beta-0.1"],
-        "after.beta-0.2": ["dpo.beta-0.2"],
+        "after.dpo.beta-0.05": ["dpo.beta-0.05"],
+        "after.dpo.beta-0.1": ["dpo.beta-0.1"],
+        "after.dpo.beta-0.2": ["dpo.beta-0.2"],
         "report": ["sft", "dpo.beta-0.05", "dpo.beta-0.1", "dpo.beta-0.2"],
     }
     runs = recipe.stages
     assert [run.config.beta for run in runs.values() if run.stage == "dpo"] == [0.05, 0.1, 0.2]
-    assert runs["after.beta-0.2"].config.beta == 0.1, "the stage's own default"
+    assert runs["after.dpo.beta-0.2"].config.beta == 0.1, "the stage's own default"
     assert runs["report"].config.compare == ["sft", "dpo.beta-0.05", "dpo.beta-0.1", "dpo.beta-0.2", "other/x"]
     assert runs["dpo.beta-0.1"].config.name == "q/dpo.beta-0.1" and recipe.is_swept
     assert all(is_name(run.config.name) for run in runs.values())
@@ -116,7 +116,9 @@ def test_parents_and_data_can_be_swept(read: Read) -> None:
     recipe = read(overrides=[PLAIN], sweeps=["stages.after.parent=sft,dpo", "stages.sft.data=a/x.jsonl,b/x.jsonl"])
     runs = {name: run for name, run in recipe.stages.items() if run.stage == "after"}
     assert {name: run.inputs["parent"] for name, run in runs.items()} == {
-        f"after.data-{data}-x.jsonl.parent-{parent}": (f"{parent}.data-{data}-x.jsonl",)
+        f"after.sft.data-{data}-x.jsonl.parent-{parent}": (
+            f"{parent if parent == 'sft' else 'dpo.sft'}.data-{data}-x.jsonl",
+        )
         for data in ("a", "b")
         for parent in ("sft", "dpo")
     }

@@ -186,7 +186,7 @@ def test_what_supervised_stages_trained_on_is_told(
     asked = {opening(p) for p in read_prompts(file)}
     lines = [
         f"{len(asked & every)} of 9 prompts were trained on by tiny/every",
-        f"{len(every)} of 40 prompts of texts were trained on by",
+        f"{len(every)} of 40 texts, by their prompts, were trained on by",
     ]
     table, said = pipeline.store.read(found, "table.txt").decode(), capsys.readouterr().err
     table = " ".join(table.split())  # its notes are wrapped
