@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from align.ground.leaving import Interrupt
 from align.ground.terminal import on_stderr, say
 
 
@@ -69,6 +70,8 @@ def read_line(interrupts: Interrupts) -> str | None:
         try:
             with interrupts.prompting():
                 line = input(prompt).rstrip()
+        except Interrupt:  # SIGTERM, or the terminal is closed
+            raise
         except KeyboardInterrupt:  # it may have been meant for an answer that had just ended
             if talks:
                 on_stderr("")

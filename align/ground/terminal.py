@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from align.ground import leaving, ranks
@@ -202,9 +202,10 @@ def guarded(body: Callable[[], None], stopped: str = GOES_ON) -> None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         code = _end(error, stopped)
-    leaving.flush_stdout()
-    on_stderr("", end="")  # what libraries printed there may wait still
-    leaving.wait_for_none(code, say)
+    with suppress(KeyboardInterrupt):  # all is done
+        leaving.flush_stdout()
+        on_stderr("", end="")  # what libraries printed there may wait still
+        leaving.wait_for_none(code, say)
     gc.freeze()  # Python's end would look through all that torch and tokenizers hold, for a second and more
     if code:
         sys.exit(code)

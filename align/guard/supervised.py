@@ -123,7 +123,7 @@ class Guard(Watching):
         for module in training_now:
             module.training = True
         if step:
-            self._look([name for name in self.limits.signs if name in HELD_OUT])
+            self._look([name for name in self.limits.signs if name in (*HELD_OUT, "no_learning")])
         return found if self.often else {}
 
     def _tell_look(self, found: Figures) -> None:
@@ -152,7 +152,8 @@ class Guard(Watching):
         self.run.note(means)
         whole = self.run.done % max(1, self.run.steps // STRETCHES) == 0
         names = [name for name in self.limits.signs if name not in HELD_OUT] if whole else ["spike"]
-        self._look(names)
+        to_come = bool(self.some) and self.schedule.due(self.run.done)  # a look, which tells whether it learns
+        self._look([name for name in names if not (to_come and name == "no_learning")])
 
     def end(self, folder: Path) -> None:
         """After the last step: say what becomes of the run, and write the warnings and the answers."""
@@ -197,8 +198,10 @@ class Guard(Watching):
     def _look(self, names: Sequence[str]) -> None:
         kept = self.often and self.config.keep == "best"
         told = {name: SIGNS[name].told(self.run, self.limits, best_kept=kept) for name in names}
-        if any(told.get(name) for name in TOO_FAST):  # of which the contrary is no remedy
-            told |= {"no_learning": None} if "no_learning" in told else {}
+        standing = {str(w["sign"]) for w in self.warnings if w["gone"] is None} - told.keys()
+        standing |= {name for name, said in told.items() if said}
+        if "no_learning" in told and standing.intersection(TOO_FAST):  # of which the contrary is no remedy
+            told["no_learning"] = None
         self.tell(max(self.run.done - 1, 0), told)
 
 

@@ -155,7 +155,8 @@ def _is_row(line: str, file: str) -> bool:
 
 def _stage_meant(recipe: Recipe, name: str, given: Mapping[str, str], error: str) -> str:
     """What earlier stages have to do with an `error` that a name or a file is not there."""
-    earlier = [entry.stage for entry in takewhile(lambda entry: entry.name != name, recipe.stages.values())]
+    own = recipe.stages[name].stage
+    earlier = [entry.stage for entry in takewhile(lambda entry: entry.stage != own, recipe.stages.values())]
     if lost := ASKED_FOR.search(error):
         if near := nearest(lost["name"], earlier):
             return f" Or did you mean {near}, an earlier stage?"

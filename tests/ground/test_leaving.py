@@ -3,13 +3,17 @@ done at its end. The truth is Python, which waits for such a thread."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from unittest.mock import Mock
 
 import pytest
 
+from align.ground import prompt
+from align.ground.leaving import Interrupt
 from align.ground.terminal import GOES_ON
 from tests.conftest import ROOT
 
@@ -109,3 +113,13 @@ def test_a_wait_in_a_library_ends_once_it_is_asked_to(world: str, code: int | No
     finally:
         process.kill()
     assert (f"{GOES_ON}\n" in process.communicate()[1]) is bool(code)
+
+
+def test_a_signal_to_stop_ends_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM and a terminal that is closed do, at once. Negative control: Ctrl-C, which may have been meant for an
+    answer."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    for error, ends in ((Interrupt, True), (KeyboardInterrupt, False)):
+        monkeypatch.setattr("builtins.input", Mock(side_effect=error))
+        with pytest.raises(Interrupt) if ends else nullcontext():
+            assert prompt.read_line(prompt.Interrupts()) is None
