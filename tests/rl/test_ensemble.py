@@ -67,5 +67,5 @@ def test_a_sweep_over_seeds_is_an_ensemble(tmp_path: Path) -> None:
     assert list(made) == [*runs, "ppo"] and made["ppo"].config.model_dump()["reward"] == runs
     recipe.write_text(ONE_OR_ALL.format(reward="reward"))
     made = load(recipe).stages
-    assert list(made) == [*runs, *(f"ppo.seed-{i}" for i in range(3))]
-    assert [made[f"ppo.seed-{i}"].config.model_dump()["reward"] for i in range(3)] == runs
+    assert list(made) == [*runs, *(f"ppo.reward.seed-{i}" for i in range(3))]
+    assert [made[f"ppo.reward.seed-{i}"].config.model_dump()["reward"] for i in range(3)] == runs
