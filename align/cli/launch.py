@@ -9,7 +9,6 @@ from align.cli import recipes
 from align.cli.flags import Command
 from align.ground import ranks
 from align.ground.errors import InputError
-from align.store import Store
 
 PASSED = ("store", "from_", "until", "memory", "device")
 
@@ -55,7 +54,7 @@ def launch(args: argparse.Namespace) -> None:
     from align import pipeline
 
     # what is wrong with it is said before any process starts
-    pipeline.load(args.recipe, args.set, store=Store(args.store) if args.store else None)
+    pipeline.load(args.recipe, args.set, store=recipes.store_given(args))
     from align.parallel import launch
 
     os.environ[ranks.STRAGGLER_TIMEOUT] = args.straggler_timeout

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from align import pipeline
 
     ranks.follow_launcher()
-    _run(args, pipeline.load(args.recipe, args.set, store=_store(args)))
+    _run(args, pipeline.load(args.recipe, args.set, store=store_given(args)))
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def sweep(args: argparse.Namespace) -> None:
     shared, and what is done is skipped."""
     from align import pipeline
 
-    recipe = pipeline.load(args.recipe, sweeps=args.set, store=_store(args))
+    recipe = pipeline.load(args.recipe, sweeps=args.set, store=store_given(args))
     if not recipe.is_swept:
         raise InputError(
             f"{args.recipe}: nothing is swept. Give several values, as in --set stages.STAGE.SETTING=1,2, or "
@@ -77,7 +77,8 @@ def sweep(args: argparse.Namespace) -> None:
     _run(args, recipe)
 
 
-def _store(args: argparse.Namespace) -> Store | None:
+def store_given(args: argparse.Namespace) -> Store | None:
+    """The store of --store."""
     return Store(args.store) if args.store else None
 
 
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     from align import memory, pipeline
 
     asked = memory.Inquiry.asked(args.memory, args.device, args.dry_run)
-    store = _store(args) or pipeline.store_of(recipe)
+    store = store_given(args) or pipeline.store_of(recipe)
     how = {"dry_run": args.dry_run, "as_json": args.json}
     unfinished: pipeline.Unfinished | None = None
     with prose() if args.dry_run and not args.json else nullcontext():

@@ -14,11 +14,10 @@ from align.ground.errors import InputError
 from align.report.columns import reports
 from align.report.compare import judged_by
 from align.report.compare_text import table_of
-from align.report.summary import may_be_share
+from align.report.summary import as_estimate, may_be_share
 from align.report.text import aligned, fits, fitted
 from align.store import Artifact, Store
 
-CI = "_ci95"
 NOT_NEGATIVE = ("kl", "calibration_error", "length", "perplexity", "grad_norm", "warnings")
 """Figures that are no shares and never below 0."""
 
@@ -85,9 +84,10 @@ def _shares(reports: Sequence[Artifact]) -> set[str]:
     """What judges measured that may be a share: no interval of it leaves [0, 1]."""
     found = {name for report in reports for name in judged_by(report.config)}
     for report in reports:
-        for key, ends in report.metrics.items():
-            if key.endswith(CI) and isinstance(ends, list) and not all(0 <= end <= 1 for end in ends):
-                found.discard(key.removesuffix(CI).rsplit("/", 1)[-1])
+        for name in report.metrics:
+            estimate = as_estimate(report.metrics, name)
+            if estimate and estimate.interval and not all(0 <= end <= 1 for end in estimate.interval):
+                found.discard(name.rsplit("/", 1)[-1])
     return found
 
 

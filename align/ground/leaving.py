@@ -47,12 +47,15 @@ class Interrupt(KeyboardInterrupt):
 
 HEARD = threading.Event()
 """Whether an `Interrupt` was raised: the process is on its way out, whatever became of that."""
+OTHERS = [sys.unraisablehook]
+"""What tells of other errors that Python swallows."""
 
 
 def hear() -> None:
     """From here on a signal to stop is an `Interrupt`; of SIGINT only where it is answered as Python answers it."""
     HEARD.clear()
-    sys.unraisablehook = _unraisable
+    if sys.unraisablehook is not _unraisable:
+        OTHERS[0], sys.unraisablehook = sys.unraisablehook, _unraisable
     as_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     for number in (*([signal.SIGINT] if as_usual else []), *stopping_signals()):
         signal.signal(number, _interrupt)
@@ -73,7 +76,7 @@ def check_heard() -> None:
 def _unraisable(lost: sys.UnraisableHookArgs) -> None:
     """An Interrupt that is lost is raised again by what comes next (`check_heard`)."""
     if not issubclass(lost.exc_type, Interrupt):
-        sys.__unraisablehook__(lost)
+        OTHERS[0](lost)
 
 
 def deaf() -> None:

@@ -232,8 +232,8 @@ def _how_made(recipe: Recipe, given: Mapping[str, str], error: str) -> str:
         return ""
     lines = takewhile(lambda line: line.startswith("#"), recipe.path.read_text(encoding="utf-8").splitlines())
     blocks = [" ".join(block.split()) for block in "\n".join(line[1:].strip() for line in lines).split("\n\n")]
-    cut = "" if not blocks or blocks[0].endswith((".", ":")) else blocks[1] if len(blocks) > 1 else ""  # its command
-    said = [b for i, b in enumerate(blocks) if b and (i == 0 or b == cut or any(name in b for name in files))]
+    first = blocks[: 1 if blocks[0].endswith((".", ":")) else 2]  # a sentence may go on with a command
+    said = [block for block in blocks if block and (block in first or any(name in block for name in files))]
     return f"\n{recipe.path} says: {' '.join(said)}" if said else ""
 
 

@@ -54,11 +54,12 @@ def train_on_pairs(
 
     def found(some: Sequence[Example]) -> supervised.Figures:
         gained, lengths = preference.measure.gained(roles, some, budget)
-        own = {"loss": float(own_loss(gained, lengths).mean())} if own_loss else {}
-        return {**supervised.pair_figures(reward(gained, lengths).tolist()), **own}
+        figures = supervised.pair_figures(reward(gained, lengths).tolist())
+        return figures if own_loss is None else {**figures, "loss": float(own_loss(gained, lengths).mean())}
 
-    own = {"loss": preference.measure.untrained(own_loss)} if own_loss else {}
-    at_start = {**supervised.UNTRAINED, **own} if reference else None
+    at_start = supervised.UNTRAINED if reference else None
+    if at_start and own_loss:
+        at_start = {**at_start, "loss": preference.measure.untrained(own_loss)}
     guard = supervised.Guard(bench.config, bench.title, roles, held_out, found, at_start)
 
     def filled(some: list[Example], step: int) -> list[Example]:

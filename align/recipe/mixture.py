@@ -41,7 +41,6 @@ class MixedFile:
 
 
 KEYS = tuple(field.name for field in fields(MixedFile))
-NUMBERS = ("weight", "epochs", "limit")
 Files = Annotated[list[File], Field(min_length=1), BeforeValidator(lambda value: _items(value))]
 """Files that are read one after the other, each as a whole; one may stand alone."""
 
@@ -98,18 +97,15 @@ def _source(which: str, item: object) -> MixedFile:
     if not (isinstance(file, str) and file):
         raise ValueError(f"{which} names no file. Expected one such as {{file: a.jsonl, weight: 0.7}}.")
     more: dict[str, Any] = {key: item[key] for key in KEYS[1:] if item.get(key) is not None}
-    columns = more.get("columns", {})
-    names = [*columns, *columns.values()] if isinstance(columns, Mapping) else [None]
-    if not all(isinstance(name, str) and name for name in names):
+    columns = more.pop("columns", {})
+    if not isinstance(columns, Mapping) or not all(isinstance(n, str) and n for n in (*columns, *columns.values())):
         raise ValueError(f"{file}: columns is {columns}; expected our keys and what the file calls them.")
-    if not columns:
-        more.pop("columns", None)
-    for key, number in ((key, more[key]) for key in NUMBERS if key in more):
+    for key, number in more.items():
         kinds = int if key == "limit" else int | float
         if not isinstance(number, kinds) or isinstance(number, bool) or not 0 < number < math.inf:
             whole = "whole " if key == "limit" else ""
             raise ValueError(f"{file}: {key} is {number}; expected a {whole}number above 0.")
-    return MixedFile(file, **more)
+    return MixedFile(file, **more, columns=dict(columns) or None)
 
 
 def _problems(found: tuple[MixedFile, ...]) -> Iterator[str]:

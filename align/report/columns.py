@@ -143,8 +143,8 @@ def _meant(name: str, known: Sequence[str]) -> list[str]:
         measured = [key for key in ends_so if key.startswith(REPORTS)]
         more = f" (and by {len(measured) - 1} more reports)" if len(measured) > 1 else ""
         raise InputError(f"{name} is {' and '.join([*own, *measured[:1]])}{more} here; name one of them.")
-    ends = {end: key for key in known for end in (key.split(".", 1)[-1], DOT.split(key)[-1])}
-    near = difflib.get_close_matches(name, {*ends, *known} - {name}, n=3, cutoff=0.6)
+    ends = {end for key in known for end in (key.split(".", 1)[-1], DOT.split(key)[-1])}
+    near = difflib.get_close_matches(name, ends.union(known) - {name}, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`align show REF` lists what an artifact has."
     raise InputError(f"no artifact here has a column {name}; {hint}")
 

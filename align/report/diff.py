@@ -115,7 +115,7 @@ def _with_inputs(store: Store, run: Made, config: Json) -> Json:
     if isinstance(base, dict):
         facts["base"] = f"{base['model'].removeprefix(STORED)} {base['quantize'] or ''}".rstrip()
     if isinstance(parents, dict):
-        facts["parents"] = {role: name_beside(store, digest) or digest for role, digest in parents.items()}
+        facts["parents"] = {role: store.called_now(digest) or digest for role, digest in parents.items()}
     return flat({**config, **facts})
 
 
@@ -230,17 +230,12 @@ def _row(store: Store, title: str, key: str, change: Change) -> list[str]:
         if name not in change:
             return "absent"
         value = change[name]
-        named = (name_beside(store, str(value)) or "unnamed") + "  " if title == "parents" else ""
+        named = (store.called_now(str(value)) or "unnamed") + "  " if title == "parents" else ""
         return named + (time_text(str(value)) if (title, key) == ("cost", "finished") else value_text(value))
 
     difference = change.get("difference")
     signed = f"({_signed(difference)})" if isinstance(difference, int | float) else ""
     return [key, side("a"), "->", side("b"), signed]
-
-
-def name_beside(store: Store, digest: str) -> str:
-    """One name of an artifact, of a recipe that was asked for where there is one; "" without any."""
-    return store.label(digest) if store.names(digest) else ""
 
 
 def _signed(number: int | float) -> str:

@@ -8,8 +8,8 @@ from align.report import summary
 
 MEANINGS = {
     "loss": "what the optimizer makes smaller; of the stage's own kind, so not to be held against another stage's",
-    "eval/loss": "the same on rows that were not trained on, of pairs by their order alone; rising while loss falls "
-    "means overfitting",
+    "eval/loss": "the same on rows that were not trained on, of pairs by their order alone (with dpo's ipo and "
+    "sppo_hard by that loss); rising while loss falls means overfitting",
     "reward/mean": "what an answer is paid on average, which reinforcement learning makes larger",
     "reward/spread": "how far several reward models are apart about an answer, as a standard deviation",
     "reward/NAME": "what one of several rewards gives an answer on average, before its weight",

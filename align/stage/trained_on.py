@@ -18,12 +18,11 @@ from align.store.artifact import Lineage
 
 FILE = "trained_on.jsonl"
 """In the artifact of every stage that trains: `opening` of each record that its steps took. 15 bytes a prompt."""
-
-TO_COME = "0" * 64
-"""The digest of data that are still to be made, in what a rehearsal expects."""
 PERHAPS = "perhaps_trained_on.jsonl"
 """Beside it in what a rehearsal expects: of prompts that are taken only where groups are drawn anew, or rollouts are
 left early."""
+TO_COME = "0" * 64
+"""The digest of data that are still to be made, in what a rehearsal expects."""
 
 
 def note(folder: Path, openings: Iterable[str], file: str = FILE) -> None:

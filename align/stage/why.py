@@ -120,8 +120,7 @@ def _parent(before: str, after: str, store: Store) -> str:
     if not store.manifest_path(before).exists():
         return f"{before[:SHORT]} -> {store.label(new)} {new.short}"
     old = store.resolve(before)
-    was = f"{store.label(old)} " if store.names(old) else ""
-    said = f"{was}{before[:SHORT]} -> {store.label(new)} {new.short}"
+    said = f"{store.called_now(old)} {before[:SHORT]} -> {store.label(new)} {new.short}".lstrip()
     if old.stage != new.stage:
         return f"{said}: {old.stage} -> {new.stage}"
     changed = {**new.manifest, "settings": new.config}

@@ -110,13 +110,17 @@ class StoreLayout:
         return [name for name, path in self.pointers("refs").items() if self.pointer(path) == str(artifact)]
 
     def label(self, artifact: Artifact | str) -> str:
-        """How to call an artifact, or the digest of a lost one, in a message: the ref that it was asked for by, else
-        one of the recipes that were asked for, else its first one, else stage and short digest."""
+        """How to call an artifact, or the digest of a lost one, in a message: by name, else stage and short digest."""
         stage = artifact.stage if isinstance(artifact, Artifact) else "the stage that made"
+        return self.called_now(artifact) or f"{stage} {str(artifact)[:12]}"
+
+    def called_now(self, artifact: Artifact | str) -> str:
+        """The ref that an artifact was asked for by, else one of the recipes that were asked for, else its first one;
+        "" without any."""
         names, called = self.names(artifact), self.called.get(str(artifact))
         recipes = {name.partition("/")[0] for name in self.called.values()}
         near = [name for name in names if name.partition("/")[0] in recipes]
-        return called if called in names else next(iter([*near, *names]), f"{stage} {str(artifact)[:12]}")
+        return called if called in names else next(iter([*near, *names]), "")
 
     def rerun(self, *artifacts: Artifact | str) -> str:
         """The remedy for what stages wrote: forget that they are done and run them again, which writes their files

@@ -98,9 +98,11 @@ class Board:
 
     def _said(self, key: str, value: object, shown: Shown) -> str:
         """A setting of a run; what its stage may have, and is not there before the run is done, is to come."""
+        if value != ABSENT or shown.state == "done":
+            return value_text(value)
         own = self.defaults(shown.stage)
         comes = not own or key in own or key.partition(".")[0] in INPUTS
-        return UNKNOWN if value == ABSENT and shown.state != "done" and comes else value_text(value)
+        return UNKNOWN if comes else ABSENT
 
     def curves(self, key: str) -> Json:
         """The curves and answers of one run; empty where it is gone."""

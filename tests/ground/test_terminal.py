@@ -59,6 +59,7 @@ LOST = {
     "in an import": "try: os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
     "except BaseException as error: raise ImportError('broken') from error",
     "none": "raise ImportError('broken')",
+    "another error": "class Lost:\n    def __del__(self): raise ValueError('mine')\nLost()",
 }
 """Where Ctrl-C comes -> what happens then."""
 
@@ -66,7 +67,8 @@ LOST = {
 @pytest.mark.parametrize("comes", LOST)
 def test_an_interrupt_that_is_lost(comes: str):
     """Python swallows it in a finaliser, libraries take it for an error of an import: the command ends all the same,
-    by what comes next, as it does elsewhere. The control is such an error by itself."""
+    by what comes next, as it does elsewhere. The controls are such an error by itself, and one in a finaliser, of which
+    Python tells as ever."""
     body = f"{LOST[comes]}\nwith Work('more'): print('went on')"
     program = (
         "import os, signal, time\nfrom align.ground.progress import Work\nfrom align.ground.terminal import guarded\n"
@@ -76,6 +78,8 @@ def test_an_interrupt_that_is_lost(comes: str):
     stopped = "stopped; the same command goes on from stages that are done and checkpoints, where there are some\n"
     if comes == "none":
         assert ended.returncode == 1 and "ImportError: broken" in ended.stderr
+    elif comes == "another error":
+        assert (ended.returncode, ended.stdout) == (0, "went on\n") and "ValueError: mine" in ended.stderr
     else:
         assert (ended.returncode, ended.stdout, ended.stderr) == (Stopped.exit_code, "", stopped)
 

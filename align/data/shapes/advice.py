@@ -50,8 +50,9 @@ WORDS = {
 """Words in a column's name that say what it holds."""
 CALLED = SYNONYMS | WORDS
 MISSPELT = ("messages", "prompt", "completion", "chosen", "rejected")
+"""Keys that a name may be meant for."""
 LONG = 5
-"""Letters of a name that may be one of these misspelt."""
+"""Letters that such a name has at least."""
 UNWANTED = {"bad", "wrong", "incorrect", "toxic", "harmful", "unsafe", "rejected", "worse", "negative"}
 """Words in the name of a column that says or holds the contrary of what is learnt."""
 IDS = {"id", "ids", "uuid", "guid", "index", "idx"}
@@ -114,7 +115,7 @@ def _sentence(columns: Mapping[str, Sequence[str]], asked: Sequence[str], absent
     if not columns:
         return (f" Where a column of another name holds it, say which: {said}." if asked else "") + lack
     names = {key: first + (f" (or {listed(more)})" if more else "") for key, (first, *more) in columns.items()}
-    if not asked and all(_called(first, []) == key for key, (first, *_) in columns.items()):
+    if not asked and all(_called(first) == key for key, (first, *_) in columns.items()):
         both = " and ".join(f"{name} to {key}" for key, name in names.items())
         return f" Rename {both}, or say so: {said}.{lack}"
     which = f", and which {'column is' if len(asked) == 1 else 'columns are'} {listed(asked)}" if asked else ""
@@ -128,7 +129,7 @@ def _named_alike(row: Mapping[str, object], names: Sequence[str], missing: Seque
     by_word: list[str] = []
     out: dict[str, list[str]] = {}
     for name in names:
-        key = _called(name, row[name])
+        key = _called(name, isinstance(row[name], list))
         if key and key in wanted and isinstance(row[name], str | list | None):
             out.setdefault(key, []).append(name)
         elif key is None and name not in KNOWN:
@@ -140,12 +141,12 @@ def _named_alike(row: Mapping[str, object], names: Sequence[str], missing: Seque
     return out
 
 
-def _called(name: str, value: object) -> str | None:
-    """The key of ours that a whole name stands for, also misspelt; a text alone is no whole dialogue."""
+def _called(name: str, is_list: bool = True) -> str | None:
+    """The key of ours that a whole name stands for, also misspelt; a whole dialogue is a list."""
     plain = plain_name(name)
     if plain in CALLED or name in KNOWN:
         return CALLED.get(plain)
-    keys = [key for key in MISSPELT if key != "messages" or isinstance(value, list)]
+    keys = [key for key in MISSPELT if is_list or key != "messages"]
     near = difflib.get_close_matches(plain, keys, 1, 0.82) if len(plain) >= LONG else []
     return near[0] if near else None
 

@@ -44,9 +44,5 @@ def without_stages(
         found += wrong
         right += [] if wrong else [key]
     is_of_others = bool(values.keys() - known)
-    return (
-        found,
-        f" What may stay as it is, beside `stages` and for all of them: {', '.join(right)}."
-        if right and is_of_others
-        else "",
-    )
+    stays = f" What may stay as it is, beside `stages` and for all of them: {', '.join(right)}."
+    return found, stays if right and is_of_others else ""

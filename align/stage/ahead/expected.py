@@ -93,9 +93,9 @@ class Expected(Store):
                 (folder / path).symlink_to(self.store.object_path(artifact.files[path]["sha256"]).absolute())
         return folder
 
-    def label(self, artifact: Artifact | str) -> str:
+    def called_now(self, artifact: Artifact | str) -> str:
         made = self.promised.get(str(artifact))
-        return made.name if made else self.store.label(artifact)
+        return made.name if made else self.store.called_now(artifact)
 
     def promise(self, name: str, kind: str, rehearsed: Rehearsed) -> None:
         """Have `name` mean what a stage that was rehearsed is to make: its manifest as far as it is known, its
